@@ -1,0 +1,189 @@
+"""One engine step: operators summed per rank, the slowest rank, and the host beside the GPU.
+
+`build_step_model` evaluates every operator once on a grid of step sizes; the simulation then only looks up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.attention import AttentionCoefficients, attention_coefficients
+from moesim.costs.dense import (
+    attention_projections,
+    dense_mlp,
+    head,
+    norms_and_rotary,
+    router,
+    sampling,
+    shared_expert,
+    tensor_parallel_reduce,
+)
+from moesim.costs.experts import expert_exchange, routed_experts
+from moesim.costs.kernels import OperatorCost, transfer
+from moesim.costs.layout import Layout
+from moesim.specs.deployment import captured_sizes
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+NOISE_STEPS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """Look-up tables of one layout.
+
+    `token_s[t]`: seconds of everything that depends on the `t` tokens of a rank; `routed_s[g]` and
+    `routed_sd_s[g]`: routed experts for `g` tokens over the lockstep group, mean and spread of a whole step;
+    `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
+    (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
+    `decode_steps` remembers what the engine derived from these tables for each decode batch. The `_operators` tables
+    hold the same costs by operator on the grids they were computed on.
+    """
+
+    layout: Layout
+    attention: AttentionCoefficients
+    token_s: list[float]
+    routed_s: list[float]
+    routed_sd_s: list[float]
+    head_s: list[float]
+    padded: list[int]
+    noise: FloatArray
+    noise_list: list[float]
+    decode_steps: dict[int, object]
+    launches: float
+    token_grid: IntArray
+    token_operators: dict[str, OperatorCost]
+    routed_operators: dict[str, OperatorCost]
+    routed_mean_rank_s: FloatArray
+    row_grid: IntArray
+    row_operators: dict[str, OperatorCost]
+
+    def run_size(self, tokens: int) -> int:
+        """Tokens that a step really computes: padded to the next captured graph, if there is one."""
+        return self.padded[tokens] if tokens < len(self.padded) else tokens
+
+    def gpu_fixed_s(self, rank_tokens: int, group_tokens: int, rows: int) -> float:
+        """GPU seconds of a step apart from attention, for sizes that are already padded."""
+        return self.token_s[rank_tokens] + self.routed_s[group_tokens] + self.head_s[rows]
+
+    def host_s(self, tokens: int, sequences: int, has_prefill: bool) -> tuple[float, float]:
+        """Host seconds of a step: (scheduling and bookkeeping, launching).
+
+        A decode step within the captured sizes is one replay; with prefill the graphs are cut at every
+        attention, which is launched; above the captured sizes, or in eager mode, every kernel is launched.
+        """
+        parameters = self.layout.parameters
+        serial = parameters["host_step_s"] + parameters["host_sequence_s"] * sequences
+        if tokens >= len(self.padded):
+            return serial, self.launches * parameters["host_launch_s"]
+        replay = parameters["graph_replay_s"]
+        if has_prefill:
+            return serial, replay + self.attention.launches * parameters["host_launch_s"]
+        return serial, replay
+
+
+def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> StepModel:
+    """Tables for steps of up to `largest_tokens` tokens a rank and `largest_rows` sampled rows."""
+    deployment = layout.deployment
+    captured = () if deployment.enforce_eager else _captured(layout)
+    grid = token_grid(captured, largest_tokens)
+    tokens = grid.astype(float)
+    rows = token_grid((), largest_rows)
+    token_operators = rank_operators(layout, tokens)
+    row_operators = sampled_operators(layout, rows.astype(float))
+    routed = routed_experts(layout, grid * deployment.lockstep_ranks)
+    layers = layout.model.num_moe_layers
+    experts = routed.slowest.times(layers)
+    dense = np.arange(largest_tokens + 1)
+    group = np.arange(largest_tokens * deployment.lockstep_ranks + 1) / deployment.lockstep_ranks
+    coefficients = attention_coefficients(layout)
+    noise = np.clip(np.random.default_rng([layout.seed, 0x57E9]).standard_normal(NOISE_STEPS), -3, 3)
+    launches = sum(cost.launches for cost in (*token_operators.values(), *row_operators.values(), experts))
+    return StepModel(
+        layout=layout,
+        attention=coefficients,
+        token_s=np.interp(dense, tokens, _total_s(token_operators)).tolist(),
+        routed_s=np.interp(group, tokens, experts.seconds).tolist(),
+        routed_sd_s=np.interp(group, tokens, routed.deviation_s * np.sqrt(max(layers, 1))).tolist(),
+        head_s=np.interp(np.arange(largest_rows + 1), rows, _total_s(row_operators)).tolist(),
+        padded=_padding(captured, largest_tokens),
+        noise=noise,
+        noise_list=noise.tolist(),
+        decode_steps={},
+        launches=launches + coefficients.launches,
+        token_grid=grid,
+        token_operators=token_operators,
+        routed_operators={"routed experts": experts},
+        routed_mean_rank_s=routed.mean_rank_s * layers,
+        row_grid=rows,
+        row_operators=row_operators,
+    )
+
+
+def _captured(layout: Layout) -> tuple[int, ...]:
+    deployment = layout.deployment
+    return captured_sizes(deployment.max_num_seqs, deployment.max_cudagraph_capture_size)
+
+
+def token_grid(captured: tuple[int, ...], largest: int) -> IntArray:
+    """Step sizes at which operators are evaluated: all small ones, the captured ones, then 9 % apart."""
+    sizes = {*range(1, min(largest, 16) + 1), *(size for size in captured if size <= largest), largest}
+    size = 16.0
+    while size < largest:
+        sizes.add(round(size))
+        size = max(size * 1.09, size + 1)
+    return np.array(sorted(sizes), dtype=np.int64)
+
+
+def _padding(captured: tuple[int, ...], largest_tokens: int) -> list[int]:
+    """Captured size that each token count runs as; index 0 is an idle rank's dummy batch of one token."""
+    if not captured:
+        return []
+    top = min(captured[-1], largest_tokens)
+    sizes = np.array([size for size in captured if size <= top] or [top])
+    wanted = np.arange(min(int(sizes[-1]), largest_tokens) + 1)
+    return sizes[np.searchsorted(sizes, np.maximum(wanted, 1))].tolist()
+
+
+def rank_operators(layout: Layout, tokens: FloatArray) -> dict[str, OperatorCost]:
+    """All operators that depend on a rank's tokens [steps], summed over layers."""
+    model = layout.model
+    layers, moe_layers, dense_layers = model.num_layers, model.num_moe_layers, model.num_dense_layers
+    costs = {
+        "attention projections": attention_projections(layout, tokens).times(layers),
+        "norms and rotary": norms_and_rotary(layout, tokens).times(layers),
+        "tensor-parallel all-reduce": tensor_parallel_reduce(layout, tokens).times(2 * layers),
+    }
+    if dense_layers:
+        costs["dense mlp"] = dense_mlp(layout, tokens).times(dense_layers)
+    if moe_layers:
+        costs["router"] = router(layout, tokens).times(moe_layers)
+        costs["shared experts"] = shared_expert(layout, tokens).times(moe_layers)
+        costs["expert exchange"] = expert_exchange(layout, tokens).times(moe_layers)
+    if layout.deployment.pipeline_parallel_size > 1:
+        costs["pipeline transfer"] = _pipeline_transfer(layout, tokens)
+    return costs
+
+
+def sampled_operators(layout: Layout, rows: FloatArray) -> dict[str, OperatorCost]:
+    """Operators on the sampled rows [steps]."""
+    return {"output head": head(layout, rows), "sampling": sampling(layout, rows)}
+
+
+def _pipeline_transfer(layout: Layout, tokens: FloatArray) -> OperatorCost:
+    """Hidden states sent from stage to stage; stages on other nodes go through the network adapter."""
+    stages = layout.deployment.pipeline_parallel_size
+    group = layout.tp_group
+    message = tokens * layout.model.hidden_size * 2.0
+    crosses = layout.cluster.num_nodes > 1
+    rate = group.nic_bytes_per_s if crosses else group.exchange_bytes_per_s
+    latency = group.nic_latency_s if crosses else group.exchange_latency_s
+    return transfer((stages - 1) * (latency + message / rate), launches=2.0 * (stages - 1))
+
+
+def _total_s(operators: dict[str, OperatorCost]) -> FloatArray:
+    return reduce(np.add, (cost.seconds for cost in operators.values()))

@@ -1,0 +1,196 @@
+"""Ranks in lockstep: one event per change of the batch, however many steps lie between two changes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.costs.step import StepModel
+from moesim.engine.durations import SegmentTimes, segment_times
+from moesim.engine.requests import Request
+from moesim.engine.scheduler import Scheduler, StepPlan
+
+FloatArray = NDArray[np.float64]
+Moment = Callable[[Request, float], None]
+
+
+@dataclass(slots=True)
+class StepLog:
+    """What a group did, summed: the raw material of every metric.
+
+    `durations`/`emitting`: seconds of each step that served decodes, and the sequences that got a token in it.
+    `by_size`: steps by (tokens of the fullest rank, tokens of the group, sampled rows), sizes as run.
+    `decode_context_tokens`: cached tokens read, summed over decode steps and ranks; `prefill_*` likewise.
+    """
+
+    durations: array[float] = field(default_factory=lambda: array("d"))
+    emitting: array[float] = field(default_factory=lambda: array("d"))
+    by_size: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
+    steps: int = 0
+    busy_s: float = 0.0
+    sequence_s: float = 0.0
+    attention_s: float = 0.0
+    decode_context_tokens: float = 0.0
+    prefill_pairs: float = 0.0
+    prefill_kv_tokens: float = 0.0
+    segments: list[tuple[float, float, int, int, int, int]] = field(
+        default_factory=list[tuple[float, float, int, int, int, int]]
+    )
+
+
+class LockstepGroup:
+    """Data-parallel ranks that step together (one rank when replicas are independent)."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        model: StepModel,
+        ranks: list[Scheduler],
+        moments: tuple[Moment, Moment],
+        macro_steps: bool,
+        trace: bool,
+    ) -> None:
+        self.ranks = ranks
+        self.log = StepLog()
+        self._env = env
+        self._model = model
+        self._on_started, self._on_finished = moments
+        self._macro = macro_steps
+        self._trace = trace
+        self._step = 0
+        self._generation = 0
+        self._plans: list[StepPlan | None] = []
+        self._times: SegmentTimes | None = None
+        self._steps = 0
+
+    @property
+    def load(self) -> int:
+        """Load-balancing score of the whole group."""
+        return sum(rank.load for rank in self.ranks)
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the least loaded rank; a running segment is cut where the request can join."""
+        ranks = self.ranks
+        rank = ranks[0] if len(ranks) == 1 else min(ranks, key=lambda item: item.load)
+        times = self._times
+        if times is None:
+            rank.submit(request, busy=False)
+            self._begin()
+            return
+        rank.submit(request, busy=True)
+        if self._steps > 1:
+            request.ready_step += times.ended_by(self._env.now, self._steps)
+            steps = request.ready_step - self._step
+            if steps < self._steps and rank.slots() > 0:
+                self._steps = steps
+                self._arm(times)
+
+    def _arm(self, times: SegmentTimes) -> None:
+        """Schedule the end of the running segment; an end armed earlier becomes void."""
+        self._generation += 1
+        delay = times.ends[self._steps - 1] - self._env.now
+        event = self._env.timeout(delay if delay > 0 else 0.0, self._generation)
+        event.callbacks.append(self._on_end)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _begin(self) -> None:
+        plans = [rank.plan() for rank in self.ranks]
+        self._note_preemptions()
+        steps = 0
+        runs = False
+        for plan in plans:
+            if plan is not None:
+                steps = plan.steps if not steps else min(steps, plan.steps)
+                runs = runs or plan.tokens > 0
+        if not steps:
+            self._times = None
+            return
+        if not runs:
+            self._skip_step()
+            self._begin()
+            return
+        self._plans = plans
+        self._steps = steps if self._macro else 1
+        self._times = segment_times(self._model, plans, self._steps, self._step, self._env.now)
+        self._arm(self._times)
+
+    def _note_preemptions(self) -> None:
+        for rank in self.ranks:
+            if rank.preempted:
+                for request in rank.preempted:
+                    if request.emitted and request.stalled_s < 0:
+                        request.stalled_s = self._env.now
+                rank.preempted.clear()
+
+    def _skip_step(self) -> None:
+        """Everyone waits only for a step that was fixed earlier; with nothing running it takes no time."""
+        self._step += 1
+        for rank in self.ranks:
+            rank.step += 1
+
+    def _on_end(self, event: simpy.Event) -> None:
+        if event.value != self._generation or self._times is None:
+            return
+        steps, now = self._steps, self._env.now
+        self._record(self._times, steps)
+        self._step += steps
+        finished: list[Request] = []
+        for rank, plan in zip(self.ranks, self._plans, strict=True):
+            if plan is None:
+                rank.step += steps
+                continue
+            started, done = rank.complete(plan, steps)
+            for request in started:
+                self._on_started(request, now)
+            finished += done
+        for request in finished:
+            self._on_finished(request, now)
+        self._begin()
+
+    def _record(self, times: SegmentTimes, steps: int) -> None:
+        log = self.log
+        span = times.ends[steps - 1] - times.start_s
+        log.steps += steps
+        log.busy_s += span
+        log.by_size[times.sizes] = log.by_size.get(times.sizes, 0) + steps
+        decodes = 0
+        for plan in self._plans:
+            if plan is None:
+                continue
+            if plan.decodes:
+                decodes += plan.decodes
+                mean = plan.context + plan.decodes * (steps - 1) * 0.5
+                log.decode_context_tokens += steps * mean
+                log.attention_s += steps * self._model.attention.decode_s(plan.decodes, mean)
+            if plan.chunks:
+                self._record_chunks(plan)
+        if decodes:
+            log.durations.extend(times.durations[:steps])
+            log.emitting.extend((decodes,) * steps)
+            log.sequence_s += span * decodes
+        if self._trace:
+            self._record_segment(times.start_s, span, steps, decodes)
+
+    def _record_chunks(self, plan: StepPlan) -> None:
+        log = self.log
+        log.prefill_pairs += plan.pairs
+        log.prefill_kv_tokens += plan.kv_tokens
+        log.attention_s += self._model.attention.prefill_s(
+            len(plan.chunks), plan.pairs, plan.window_pairs, plan.kv_tokens
+        )
+
+    def _record_segment(self, start_s: float, span: float, steps: int, decodes: int) -> None:
+        tokens = sum(plan.tokens for plan in self._plans if plan is not None)
+        waiting = sum(len(rank.waiting) for rank in self.ranks)
+        self.log.segments.append((start_s, span, steps, decodes, tokens - decodes, waiting))
+
+
+def flatten(logs: Sequence[StepLog]) -> tuple[FloatArray, FloatArray]:
+    """(seconds, tokens) of every inter-token gap over all groups; weights are the sequences served."""
+    durations = np.concatenate([np.frombuffer(log.durations) for log in logs])
+    emitting = np.concatenate([np.frombuffer(log.emitting) for log in logs])
+    return durations, emitting

@@ -1,0 +1,47 @@
+"""Expert popularity: the probability that one routed slot goes to each expert, per layer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.specs.routing import Routing
+
+FloatArray = NDArray[np.float64]
+
+
+def popularity(routing: Routing, num_experts: int, num_layers: int, rng: np.random.Generator) -> FloatArray:
+    """Popularity of each expert in each layer, rows summing to 1.
+
+    Args:
+        routing: the distribution, or recorded counts (their layers are repeated cyclically to `num_layers`).
+        num_experts: experts of a layer.
+        num_layers: MoE layers.
+        rng: source of the hot experts' positions (a different order in every layer) and Dirichlet draws.
+
+    Returns:
+        Array [num_layers, num_experts].
+    """
+    if routing.kind == "uniform":
+        return np.full((num_layers, num_experts), 1.0 / num_experts)
+    if routing.kind == "counts":
+        counts = np.asarray(routing.counts, dtype=float)
+        rows = counts[np.arange(num_layers) % len(counts)]
+        return rows / rows.sum(axis=1, keepdims=True)
+    if routing.kind == "dirichlet":
+        draws = rng.gamma(routing.strength, size=(num_layers, num_experts)) + 1e-12
+        return draws / draws.sum(axis=1, keepdims=True)
+    ranked = _ranked_popularity(routing, num_experts)
+    return np.stack([rng.permutation(ranked) for _ in range(num_layers)])
+
+
+def _ranked_popularity(routing: Routing, num_experts: int) -> FloatArray:
+    """Popularity from the hottest expert to the coldest."""
+    if routing.kind == "zipf":
+        weights = 1.0 / np.arange(1, num_experts + 1) ** routing.strength
+        return weights / weights.sum()
+    hot = max(1, round(num_experts / 5))
+    if hot == num_experts:
+        return np.full(num_experts, 1.0 / num_experts)
+    cold = num_experts - hot
+    return np.concatenate([np.full(hot, routing.strength / hot), np.full(cold, (1 - routing.strength) / cold)])
