@@ -71,25 +71,44 @@ class StepModel:
         return self.token_s[rank_tokens] + self.routed_s[group_tokens] + self.head_s[rows]
 
     def host_s(self, tokens: int, sequences: int, has_prefill: bool) -> tuple[float, float]:
-        """Host seconds of a step: (scheduling and bookkeeping, launching).
+        """Host seconds of a step of `tokens` tokens: (scheduling and bookkeeping, launching)."""
+        captured = tokens < len(self.padded)
+        return host_seconds(self.layout, self.launches, self.attention.launches, captured, sequences, has_prefill)
 
-        A decode step within the captured sizes is one replay; with prefill the graphs are cut at every
-        attention, which is launched; above the captured sizes, or in eager mode, every kernel is launched.
-        """
-        parameters = self.layout.parameters
-        serial = parameters["host_step_s"] + parameters["host_sequence_s"] * sequences
-        if tokens >= len(self.padded):
-            return serial, self.launches * parameters["host_launch_s"]
-        replay = parameters["graph_replay_s"]
-        if has_prefill:
-            return serial, replay + self.attention.launches * parameters["host_launch_s"]
-        return serial, replay
+
+def host_seconds(
+    layout: Layout, launches: float, attention_launches: float, captured: bool, sequences: int, has_prefill: bool
+) -> tuple[float, float]:
+    """Host seconds of a step: (scheduling and bookkeeping, launching).
+
+    A decode step within the captured sizes is one replay; with prefill the graphs are cut at every attention,
+    which is launched; above the captured sizes, or in eager mode, every kernel is launched.
+    """
+    parameters = layout.parameters
+    serial = parameters["host_step_s"] + parameters["host_sequence_s"] * sequences
+    if not captured:
+        return serial, launches * parameters["host_launch_s"]
+    if has_prefill:
+        return serial, parameters["graph_replay_s"] + attention_launches * parameters["host_launch_s"]
+    return serial, parameters["graph_replay_s"]
+
+
+def step_seconds(layout: Layout, host: tuple[float, float], gpu_s: float) -> float:
+    """Seconds of a step from host and GPU time.
+
+    With asynchronous scheduling all host work runs beside the GPU; without it scheduling comes first and only
+    launching overlaps.
+    """
+    serial, launch = host
+    if layout.deployment.async_scheduling:
+        return max(gpu_s, serial + launch)
+    return serial + max(gpu_s, launch)
 
 
 def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> StepModel:
     """Tables for steps of up to `largest_tokens` tokens a rank and `largest_rows` sampled rows."""
     deployment = layout.deployment
-    captured = () if deployment.enforce_eager else _captured(layout)
+    captured = graph_sizes(layout)
     grid = token_grid(captured, largest_tokens)
     tokens = grid.astype(float)
     rows = token_grid((), largest_rows)
@@ -124,8 +143,11 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
     )
 
 
-def _captured(layout: Layout) -> tuple[int, ...]:
+def graph_sizes(layout: Layout) -> tuple[int, ...]:
+    """Captured batch sizes of a deployment; none in eager mode."""
     deployment = layout.deployment
+    if deployment.enforce_eager:
+        return ()
     return captured_sizes(deployment.max_num_seqs, deployment.max_cudagraph_capture_size)
 
 

@@ -1,0 +1,102 @@
+"""One step in closed form: every operator at one batch, without a simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.costs.attention import AttentionCoefficients, attention_coefficients
+from moesim.costs.experts import routed_experts
+from moesim.costs.kernels import LIMITS, OperatorCost
+from moesim.costs.layout import Layout
+from moesim.costs.step import graph_sizes, host_seconds, rank_operators, sampled_operators, step_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step of a rank: `decodes` sequences of `context_tokens` each, and prefill of whole prompts."""
+
+    decodes: int = 0
+    context_tokens: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """New tokens in the step."""
+        return self.decodes + self.prompts * self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepEstimate:
+    """Seconds of one step on the slowest rank: by operator, by cause, GPU, host, and in all.
+
+    `mean_rank_experts_s` is the routed experts' time on the average rank: what perfect balance would take.
+    """
+
+    batch: Batch
+    operators: dict[str, float]
+    limits: dict[str, float]
+    gpu_s: float
+    host_s: float
+    seconds: float
+    hbm_bytes: float
+    flops: float
+    mean_rank_experts_s: float
+
+    @property
+    def limited_by(self) -> str:
+        """The cause with the largest share: HBM bandwidth, compute, network, kernel launch or host."""
+        if self.seconds > self.gpu_s * 1.001 and self.seconds - self.gpu_s > 0.5 * self.seconds:
+            return "host"
+        words = {"memory": "HBM bandwidth", "launch": "kernel launch"}
+        shares = {**self.limits, "host": self.seconds - self.gpu_s}
+        cause = max(shares, key=lambda name: shares[name])
+        return words.get(cause, cause)
+
+
+def estimate_step(layout: Layout, batch: Batch) -> StepEstimate:
+    """Evaluate one step; captured graphs pad its tokens, as in the simulation (mean routing, no draw)."""
+    sizes = graph_sizes(layout)
+    captured = bool(sizes) and batch.tokens <= sizes[-1]
+    tokens = next(size for size in sizes if size >= batch.tokens) if captured else max(batch.tokens, 1)
+    array = np.array([float(tokens)])
+    rows = np.array([float(batch.decodes + batch.prompts)])
+    operators = {**rank_operators(layout, array), **sampled_operators(layout, rows)}
+    routed = routed_experts(layout, np.array([tokens * layout.deployment.lockstep_ranks]))
+    operators["routed experts"] = routed.slowest.times(layout.model.num_moe_layers)
+    coefficients = attention_coefficients(layout)
+    operators["attention"] = _attention(coefficients, batch)
+    launches = sum(cost.launches for cost in operators.values())
+    gpu_s = sum(float(cost.seconds[0]) for cost in operators.values())
+    host = host_seconds(layout, launches, coefficients.launches, captured, int(rows[0]), batch.prompts > 0)
+    return StepEstimate(
+        batch=batch,
+        operators={name: float(cost.seconds[0]) for name, cost in operators.items() if cost.seconds[0] > 0},
+        limits={name: sum(float(getattr(cost, f"{name}_s")[0]) for cost in operators.values()) for name in LIMITS},
+        gpu_s=gpu_s,
+        host_s=sum(host),
+        seconds=step_seconds(layout, host, gpu_s),
+        hbm_bytes=sum(float(cost.hbm_bytes[0]) for cost in operators.values()),
+        flops=sum(float(cost.flops[0]) for cost in operators.values()),
+        mean_rank_experts_s=float(routed.mean_rank_s[0]) * layout.model.num_moe_layers,
+    )
+
+
+def _attention(coefficients: AttentionCoefficients, batch: Batch) -> OperatorCost:
+    """Attention of the batch, split into memory and compute as its coefficients say."""
+    context = float(batch.decodes * batch.context_tokens)
+    windowed = min(context, batch.decodes * coefficients.window)
+    length = float(batch.prompt_tokens)
+    pairs = batch.prompts * length * (length + 1) / 2
+    pairs_window = min(pairs, batch.prompts * length * coefficients.window)
+    decode = coefficients.decode_full_s * context + coefficients.decode_window_s * windowed
+    prefill = coefficients.prefill_s(batch.prompts, pairs, pairs_window, batch.prompts * length)
+    start = coefficients.start_s * ((batch.decodes > 0) + (batch.prompts > 0))
+    prefill -= coefficients.start_s if batch.prompts else 0.0
+    memory = decode * coefficients.memory_share
+    values = (memory, decode - memory + prefill, 0.0, start)
+    moved = (context + batch.prompts * length) * coefficients.kv_token_bytes
+    flops = context * coefficients.decode_flops + pairs * coefficients.pair_flops
+    return OperatorCost(*(np.array([value]) for value in (*values, moved, flops)), coefficients.launches)

@@ -1,0 +1,3 @@
+UNSUPPORTED={}
+def model_from_huggingface(config, where):
+    raise RuntimeError
