@@ -99,6 +99,7 @@ class _Simulation:
         self._arrival = scenario.workload.arrival
         self._requests = [table.request(index) for index in range(len(table))]
         self._next = 0
+        self._reserved = 0
         window = int(min(model.attention.window, 1 << 40))
         self._groups = [
             LockstepGroup(
@@ -116,7 +117,8 @@ class _Simulation:
 
     def run(self) -> ServingRun:
         if isinstance(self._arrival, ClosedLoop):
-            for _ in range(min(self._arrival.concurrency, len(self._requests))):
+            self._reserved = min(self._arrival.concurrency, len(self._requests))
+            for _ in range(self._reserved):
                 self._send_next()
         else:
             self._env.process(self._arrivals())
@@ -170,6 +172,7 @@ class _Simulation:
     def _finished(self, request: Request, now: float) -> None:
         request.last_token_s = now + self._response_s
         self._sent[request.engine] -= 1
-        if isinstance(self._arrival, ClosedLoop) and self._next < len(self._requests):
+        if isinstance(self._arrival, ClosedLoop) and self._reserved < len(self._requests):
+            self._reserved += 1
             event = self._env.timeout(self._response_s)
             event.callbacks.append(lambda _: self._send_next())  # pyright: ignore[reportOptionalMemberAccess]

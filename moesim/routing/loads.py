@@ -50,7 +50,7 @@ def make_bank(moe: MixtureOfExperts, routing: Routing, num_layers: int, seed: in
     Identically distributed layers (uniform routing) share one long draw.
     """
     rng = np.random.default_rng([seed, 0x10AD])
-    profiles = popularity(routing, moe.num_experts, num_layers, rng)
+    profiles = popularity(routing, moe, num_layers, rng)
     if routing.kind == "uniform":
         profiles = profiles[:1]
     profiles = profiles[:_MAX_LAYERS]

@@ -5,23 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
 
 FloatArray = NDArray[np.float64]
 
 
-def popularity(routing: Routing, num_experts: int, num_layers: int, rng: np.random.Generator) -> FloatArray:
+def popularity(routing: Routing, moe: MixtureOfExperts, num_layers: int, rng: np.random.Generator) -> FloatArray:
     """Popularity of each expert in each layer, rows summing to 1.
 
     Args:
         routing: the distribution, or recorded counts (their layers are repeated cyclically to `num_layers`).
-        num_experts: experts of a layer.
+        moe: number of experts, and how many a token chooses.
         num_layers: MoE layers.
         rng: source of the hot experts' positions (a different order in every layer) and Dirichlet draws.
 
     Returns:
         Array [num_layers, num_experts].
     """
+    num_experts = moe.num_experts
     if routing.kind == "uniform":
         return np.full((num_layers, num_experts), 1.0 / num_experts)
     if routing.kind == "counts":
@@ -31,12 +33,15 @@ def popularity(routing: Routing, num_experts: int, num_layers: int, rng: np.rand
     if routing.kind == "dirichlet":
         draws = rng.gamma(routing.strength, size=(num_layers, num_experts)) + 1e-12
         return draws / draws.sum(axis=1, keepdims=True)
-    ranked = _ranked_popularity(routing, num_experts)
+    ranked = _ranked_popularity(routing, moe)
     return np.stack([rng.permutation(ranked) for _ in range(num_layers)])
 
 
-def _ranked_popularity(routing: Routing, num_experts: int) -> FloatArray:
+def _ranked_popularity(routing: Routing, moe: MixtureOfExperts) -> FloatArray:
     """Popularity from the hottest expert to the coldest."""
+    num_experts = moe.num_experts
+    if routing.kind == "identical":
+        return np.repeat([1.0 / moe.top_k, 0.0], [moe.top_k, num_experts - moe.top_k])
     if routing.kind == "zipf":
         weights = 1.0 / np.arange(1, num_experts + 1) ** routing.strength
         return weights / weights.sum()

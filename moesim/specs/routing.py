@@ -9,8 +9,8 @@ import msgspec
 
 from moesim.errors import InputError, nearest
 
-Kind = Literal["uniform", "zipf", "eighty_twenty", "dirichlet", "counts"]
-_DEFAULTS: dict[str, float] = {"uniform": 0.0, "zipf": 1.0, "eighty_twenty": 0.8, "dirichlet": 0.3}
+Kind = Literal["uniform", "zipf", "eighty_twenty", "dirichlet", "identical", "counts"]
+_DEFAULTS: dict[str, float] = {"uniform": 0.0, "zipf": 1.0, "eighty_twenty": 0.8, "dirichlet": 0.3, "identical": 0.0}
 _MEANING = {
     "zipf": "exponent, 0 to 4",
     "eighty_twenty": "share of tokens that go to the first fifth of the experts, 0.2 to 0.99",
@@ -23,7 +23,8 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Expert popularity.
 
     `strength` is the Zipf exponent, the share of traffic of the hot fifth, or the Dirichlet concentration.
-    `counts` [layers][experts]: recorded tokens per expert (kind `counts`).
+    `identical`: every token chooses the same experts (a batch of copies of one prompt). `counts`
+    [layers][experts]: recorded tokens per expert.
     """
 
     kind: Kind = "uniform"
@@ -36,7 +37,8 @@ UNIFORM = Routing()
 
 
 def parse_routing(text: str) -> Routing:
-    """Read `uniform`, `zipf[:exponent]`, `eighty_twenty[:share]`, `dirichlet[:concentration]` or a counts file.
+    """Read `uniform`, `zipf[:exponent]`, `eighty_twenty[:share]`, `dirichlet[:concentration]`, `identical`
+    or a file of counts.
 
     Raises:
         InputError: unknown word, strength out of range, or a file that holds no counts.
