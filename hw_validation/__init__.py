@@ -1,0 +1,1 @@
+"""Runs on real GPUs: engines, microbenchmarks and profilers, recorded for calibration."""

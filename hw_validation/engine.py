@@ -1,0 +1,192 @@
+"""vLLM in this process: started on random weights of a real configuration, traced, and described as it resolved."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hw_validation.dummy_models import write_model_folder
+from hw_validation.dummy_weights import condition_weights, draw_routers, estimate_loads
+from hw_validation.environment import read_environment
+from hw_validation.marks import make_marks
+from hw_validation.plan import Limits
+from hw_validation.records import Setup
+from hw_validation.step_trace import StepRow, StepTracer
+from moesim.errors import InputError
+from moesim.specs.catalog import get_model
+from moesim.specs.model import Model
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What to start. None leaves the choice to the engine; the resolved value is recorded either way."""
+
+    model: str
+    num_layers: int | None = None
+    bf16: bool = False
+    enforce_eager: bool = False
+    max_model_len: int = 4096
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    attention_backend: str | None = None
+    max_captured_tokens: int | None = None
+    gpu_memory_utilization: float = 0.92
+
+
+@dataclass
+class TracedEngine:
+    """A running engine with its step tracer."""
+
+    engine: Any
+    tracer: StepTracer
+    runner: Any
+    setup: Setup
+    limits: Limits
+    vocab_size: int
+    top_k: int
+    start_s: float
+
+    def draw_routers(self, spread: float) -> dict[str, float]:
+        """Redraw all routers with `spread` and return the load figures that follow."""
+        model = self.runner.get_model()
+        draw_routers(model, spread)
+        return estimate_loads(model, self.top_k)
+
+    def step(self) -> list[tuple[str, int, bool]]:
+        """Run one engine step: (request id, new tokens, finished) for every request that got tokens."""
+        outputs = self.engine.step()
+        return [(out.request_id, len(out.outputs[0].token_ids), out.finished) for out in outputs]
+
+    def add(self, request_id: str, prompt: list[int], num_tokens: int, temperature: float) -> None:
+        """Queue a prompt of token ids that will be answered with exactly `num_tokens` tokens."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=num_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self.engine.add_request(request_id, {"prompt_token_ids": prompt}, params)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Drop requests and let steps that are still in flight come home."""
+        self.engine.abort_request(request_ids)
+        for _ in range(3):
+            self.engine.step()
+
+    def drain(self) -> list[StepRow]:
+        """The rows of all steps since the last call."""
+        return self.tracer.drain()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unanswered."""
+        return bool(self.engine.has_unfinished_requests())
+
+
+def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
+    """Write the model's config.json under `folder`, start vLLM on dummy weights, condition them and trace.
+
+    Raises:
+        InputError: vLLM is not installed.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    begin = time.perf_counter()
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise InputError(f"vLLM cannot be imported ({error}); install moesim[hw] on the GPU machine") from None
+    model = get_model(settings.model)
+    path = write_model_folder(model, folder / model.name, settings.num_layers, settings.bf16)
+    engine = LLM(model=str(path), **_engine_words(settings)).llm_engine
+    runner = engine.model_executor.driver_worker.worker.model_runner
+    top_k = model.moe.top_k if model.moe else 0
+    flags = condition_weights(runner.get_model()) | estimate_loads(runner.get_model(), top_k)
+    config = engine.vllm_config
+    return TracedEngine(
+        engine=engine,
+        tracer=StepTracer(engine.engine_core.engine_core.scheduler, runner, make_marks()),
+        runner=runner,
+        setup=_describe(model, settings, _read_flags(config, runner) | flags),
+        limits=_read_limits(config),
+        vocab_size=model.vocab_size,
+        top_k=top_k,
+        start_s=time.perf_counter() - begin,
+    )
+
+
+def _engine_words(settings: EngineSettings) -> dict[str, Any]:
+    words: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "enable_prefix_caching": False,
+        "enforce_eager": settings.enforce_eager,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+    }
+    if settings.attention_backend:
+        words["attention_config"] = {"backend": settings.attention_backend}
+    if settings.max_captured_tokens:
+        words["compilation_config"] = {"max_cudagraph_capture_size": settings.max_captured_tokens}
+    return words
+
+
+def _read_limits(config: Any) -> Limits:
+    cache, scheduler = config.cache_config, config.scheduler_config
+    return Limits(
+        kv_cache_tokens=int(cache.num_gpu_blocks or 0) * int(cache.block_size),
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=config.model_config.max_model_len,
+    )
+
+
+def _describe(model: Model, settings: EngineSettings, flags: dict[str, Any]) -> Setup:
+    import vllm
+
+    return Setup(
+        model=model.name,
+        num_layers=settings.num_layers or model.num_layers,
+        weights="dummy",
+        engine="vllm",
+        engine_version=vllm.__version__,
+        environment=read_environment(),
+        flags=flags,
+    )
+
+
+def _read_flags(config: Any, runner: Any) -> dict[str, Any]:
+    """The engine's settings as it resolved them, and the environment variables that steer it."""
+    compilation, limits = config.compilation_config, _read_limits(config)
+    return msgspec.to_builtins(limits) | {
+        "enforce_eager": bool(config.model_config.enforce_eager),
+        "cudagraph_mode": getattr(compilation.cudagraph_mode, "name", str(compilation.cudagraph_mode)),
+        "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or []),
+        "compilation_mode": str(compilation.mode),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "kv_block_size": int(config.cache_config.block_size),
+        "prefix_caching": bool(config.cache_config.enable_prefix_caching),
+        "async_scheduling": bool(config.scheduler_config.async_scheduling),
+        "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
+        "quantization": str(config.model_config.quantization),
+        "dtype": str(config.model_config.dtype),
+        "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+        "attention_backend": _attention_backend(runner),
+        "environment_variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("VLLM_USE")},
+    }
+
+
+def _attention_backend(runner: Any) -> str:
+    try:
+        return str(runner.attn_groups[0][0].backend.get_name())
+    except (AttributeError, IndexError):
+        return "unknown"

@@ -1,0 +1,190 @@
+"""Measure one model on vLLM in this process: decode, prefill and mixed steps, closed and open loops.
+
+python -m hw_validation.vllm_sweep --model olmoe-1b-7b --out olmoe.jsonl --budget-s 240
+
+Each point is on disk as soon as it is measured; started again with the same file, points that it holds are
+skipped. `--budget-s` counts from the start of the process, the engine's own start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hw_validation.client import BudgetSpentError, Client
+from hw_validation.engine import EngineSettings, TracedEngine, start_engine
+from hw_validation.loops import run_closed_loop, run_open_loop
+from hw_validation.plan import (
+    SECTIONS,
+    ClosedLoopPoint,
+    DecodePoint,
+    KernelsPoint,
+    MixedPoint,
+    OpenLoopPoint,
+    Point,
+    PrefillPoint,
+    plan_points,
+)
+from hw_validation.records import Kind, Record, RecordLog, make_record
+from hw_validation.step_kernels import measure_kernels
+from hw_validation.step_sweeps import Measured, measure_decode, measure_mixed, measure_prefill
+from hw_validation.step_trace import to_columns
+from moesim.errors import InputError
+
+_KINDS: dict[type, Kind] = {
+    DecodePoint: "decode_step",
+    PrefillPoint: "prefill_step",
+    MixedPoint: "mixed_step",
+    ClosedLoopPoint: "closed_loop",
+    OpenLoopPoint: "open_loop",
+    KernelsPoint: "step_kernels",
+}
+_REFERENCE_CONCURRENCY = 64
+_EXIT_S = 4.0
+_MAX_FAILURES = 2
+_SHOWN = {"gpu_median_ms", "period_median_ms", "ttft_median_ms", "tpot_median_ms", "requests_per_s", "kernel_busy_us"}
+
+
+class Sweep:
+    """Measures points on a running engine into a log until the deadline."""
+
+    def __init__(self, engine: TracedEngine, log: RecordLog, deadline_s: float) -> None:
+        self.engine = engine
+        self.log = log
+        self.deadline_s = deadline_s
+        self._spread = 0.0
+        self._requests_per_s = 0.0
+
+    def run(self, points: list[Point]) -> bool:
+        """Measure what the log does not hold yet. False when time ran out before the last point.
+
+        A point that fails is told and passed over, after two of a kind the rest of its kind too; the engine is
+        taken for broken, and the error raised, when a second kind fails like this.
+        """
+        failures: Counter[Kind] = Counter()
+        for point in points:
+            kind, key = _KINDS[type(point)], self._key(point)
+            if key in self.log or failures[kind] >= _MAX_FAILURES:
+                continue
+            client = Client(self.engine, self.deadline_s)
+            try:
+                self._measure(client, point, key)
+            except BudgetSpentError:
+                return False
+            except Exception:
+                failures[kind] += 1
+                if sum(count >= _MAX_FAILURES for count in failures.values()) > 1:
+                    raise
+                print(f"{key}: failed\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+                client.abort()
+        return True
+
+    def _key(self, point: Point) -> str:
+        setup = self.engine.setup
+        mode = "eager" if setup.flags["enforce_eager"] else "graphs"
+        return f"{setup.model}/{setup.num_layers}layers/{mode}/{point.key}"
+
+    def _measure(self, client: Client, point: Point, key: str) -> None:
+        described: dict[str, Any] = msgspec.to_builtins(point)
+        content: dict[str, Any]
+        loads = self._set_spread(getattr(point, "router_spread", 0.0))
+        if isinstance(point, KernelsPoint):
+            values, kernels = measure_kernels(client, point)
+            content = {"values": values, "tables": {"kernels": kernels}}
+        else:
+            measured = self._dispatch(client, point)
+            if measured is None:
+                return
+            content = {"values": measured.values | loads, "steps": to_columns(measured.rows)}
+        record = make_record(_KINDS[type(point)], key, self.engine.setup, described, **content)
+        self.log.append(record)
+        _report(record)
+
+    def _set_spread(self, spread: float) -> dict[str, float]:
+        if spread == self._spread == 0.0:
+            return {}
+        self._spread = spread
+        return self.engine.draw_routers(spread)
+
+    def _dispatch(self, client: Client, point: Point) -> Measured | None:
+        match point:
+            case DecodePoint():
+                return measure_decode(client, point, self.engine.limits)
+            case PrefillPoint():
+                return measure_prefill(client, point)
+            case MixedPoint():
+                return measure_mixed(client, point)
+            case ClosedLoopPoint():
+                measured = run_closed_loop(client, point)
+                if point.concurrency == _REFERENCE_CONCURRENCY and not self._requests_per_s:
+                    self._requests_per_s = measured.values["requests_per_s"] or 0.0
+                return measured
+            case OpenLoopPoint() if self._requests_per_s:
+                return run_open_loop(client, point, point.load * self._requests_per_s)
+            case _:
+                return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the sweep that the command line asks for. Exit code 3 when the budget ended it early."""
+    begin = time.perf_counter()
+    options = _parser().parse_args(arguments)
+    settings = msgspec.convert(
+        {name: value for name, value in vars(options).items() if name in EngineSettings.__struct_fields__},
+        EngineSettings,
+    )
+    try:
+        log = RecordLog(options.out)
+        with tempfile.TemporaryDirectory() as folder:
+            engine = start_engine(settings, Path(folder))
+            print(f"{settings.model}: ready after {engine.start_s:.0f} s; {engine.limits}", flush=True)
+            contexts = [int(length) for length in options.contexts.split(",")]
+            points = plan_points(options.sections.split(","), contexts, engine.limits)
+            complete = Sweep(engine, log, begin + options.budget_s - _EXIT_S).run(points)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{settings.model}: {len(log.keys)} records after {time.perf_counter() - begin:.0f} s", flush=True)
+    return 0 if complete else 3
+
+
+def _report(record: Record) -> None:
+    values = " ".join(f"{name}={value:.4g}" for name, value in record.values.items() if name in _SHOWN and value)
+    print(f"{record.key}: {values}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hw_validation.vllm_sweep", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--model", required=True, help="name in configs/models, or a model file")
+    parser.add_argument("--out", type=Path, required=True, help="JSON-lines file of records, resumed when it exists")
+    parser.add_argument("--budget-s", type=float, default=600.0, help="seconds from process start to a clean stop")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="which points, in which order")
+    parser.add_argument("--contexts", default="256,2048", help="tokens of context of the decode sweeps")
+    parser.add_argument("--num-layers", type=int, help="build this many of the layers (all)")
+    parser.add_argument("--bf16", action="store_true", help="leave a native 8-bit format out")
+    parser.add_argument("--enforce-eager", action="store_true", help="no compilation, no captured graphs")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of the longest sequence")
+    parser.add_argument("--max-num-seqs", type=int, default=256, help="sequences in a step")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="tokens in a step (the engine's default)")
+    parser.add_argument("--max-captured-tokens", type=int, help="largest captured graph (the engine's default)")
+    parser.add_argument("--attention-backend", help="attention kernels, such as TRITON_MLA (the engine's default)")
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share of the memory to use")
+    return parser
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # every record is on disk, and the engine's own teardown takes seconds of GPU time
