@@ -10,16 +10,42 @@ from moesim.errors import InputError, nearest
 from moesim.specs.hardware import Accelerator
 from moesim.specs.loading import config_root, load
 
-PARAMETER_NAMES = (
+GEMM_PARAMETERS = (
     "gemm_hbm_efficiency",
     "gemm_compute_efficiency",
+)
+"""Dense matrix products."""
+
+EXPERTS_PARAMETERS = (
     "moe_hbm_efficiency",
     "moe_compute_efficiency",
+)
+"""Grouped matrix products of the routed experts."""
+
+ATTENTION_PARAMETERS = (
     "attention_hbm_efficiency",
     "attention_compute_efficiency",
+)
+"""Attention over cached and new tokens."""
+
+KERNEL_PARAMETERS = (
     "elementwise_hbm_efficiency",
     "roofline_sharpness",
     "kernel_s",
+)
+"""What every kernel shares, and norms, activations, sampling."""
+
+NETWORK_PARAMETERS = (
+    "allreduce_latency_s",
+    "allreduce_bus_efficiency",
+    "alltoall_latency_s",
+    "alltoall_bus_efficiency",
+    "nic_latency_s",
+    "nic_efficiency",
+)
+"""Collectives and exchanges."""
+
+HOST_PARAMETERS = (
     "host_step_s",
     "host_sequence_s",
     "host_launch_s",
@@ -27,12 +53,16 @@ PARAMETER_NAMES = (
     "graph_replay_s",
     "server_request_s",
     "server_response_s",
-    "allreduce_latency_s",
-    "allreduce_bus_efficiency",
-    "alltoall_latency_s",
-    "alltoall_bus_efficiency",
-    "nic_latency_s",
-    "nic_efficiency",
+)
+"""The host beside the GPU, and the server in front of the engine."""
+
+PARAMETER_NAMES = (
+    *GEMM_PARAMETERS,
+    *EXPERTS_PARAMETERS,
+    *ATTENTION_PARAMETERS,
+    *KERNEL_PARAMETERS,
+    *NETWORK_PARAMETERS,
+    *HOST_PARAMETERS,
     "model_error",
 )
 
