@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -17,6 +18,30 @@ from moesim.engine.scheduler import Scheduler, StepPlan
 
 FloatArray = NDArray[np.float64]
 Moment = Callable[[Request, float], None]
+
+
+class Segment(NamedTuple):
+    """`steps` equal steps between two changes of the batch.
+
+    `decodes` and `prefill_tokens` over the group; `waiting`: requests not yet started, `queued`: those and the
+    ones being prefilled. The rest describes the rank with the longest attention: sizes as run (see
+    `moesim.engine.durations.Sizes`), sequences, mean cached tokens of its decodes, and its chunks.
+    """
+
+    start_s: float
+    span_s: float
+    steps: int
+    decodes: int
+    prefill_tokens: int
+    waiting: int
+    queued: int
+    sizes: tuple[int, int, int]
+    rank_decodes: int
+    rank_context: float
+    chunks: int
+    pairs: float
+    window_pairs: float
+    kv_tokens: float
 
 
 @dataclass(slots=True)
@@ -38,9 +63,7 @@ class StepLog:
     decode_context_tokens: float = 0.0
     prefill_pairs: float = 0.0
     prefill_kv_tokens: float = 0.0
-    segments: list[tuple[float, float, int, int, int, int]] = field(
-        default_factory=list[tuple[float, float, int, int, int, int]]
-    )
+    segments: list[Segment] = field(default_factory=list[Segment])
 
 
 class LockstepGroup:
@@ -184,9 +207,28 @@ class LockstepGroup:
         )
 
     def _record_segment(self, start_s: float, span: float, steps: int, decodes: int) -> None:
-        tokens = sum(plan.tokens for plan in self._plans if plan is not None)
+        plans = [plan for plan in self._plans if plan is not None]
+        tokens = sum(plan.tokens for plan in plans)
         waiting = sum(len(rank.waiting) for rank in self.ranks)
-        self.log.segments.append((start_s, span, steps, decodes, tokens - decodes, waiting))
+        busiest = max(plans, key=lambda plan: (plan.pairs, plan.context))
+        self.log.segments.append(
+            Segment(
+                start_s=start_s,
+                span_s=span,
+                steps=steps,
+                decodes=decodes,
+                prefill_tokens=tokens - decodes,
+                waiting=waiting,
+                queued=waiting + sum(len(rank.prefilling) for rank in self.ranks),
+                sizes=self._times.sizes if self._times else (0, 0, 0),
+                rank_decodes=busiest.decodes,
+                rank_context=busiest.context + busiest.decodes * (steps - 1) * 0.5,
+                chunks=len(busiest.chunks),
+                pairs=busiest.pairs,
+                window_pairs=busiest.window_pairs,
+                kv_tokens=busiest.kv_tokens,
+            )
+        )
 
 
 def flatten(logs: Sequence[StepLog]) -> tuple[FloatArray, FloatArray]:

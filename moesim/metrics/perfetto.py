@@ -16,7 +16,7 @@ def to_perfetto(run: ServingRun) -> str:
     events: list[dict[str, Any]] = [_name(0, None, "engines"), _name(1, None, "requests")]
     for engine, log in enumerate(run.logs):
         events.append(_name(0, engine, f"engine {engine}"))
-        for start_s, span_s, steps, decodes, prefill_tokens, waiting in log.segments:
+        for start_s, span_s, steps, decodes, prefill_tokens, waiting, *_ in log.segments:
             kind = f"prefill {prefill_tokens} + decode {decodes}" if prefill_tokens else f"decode {decodes} x {steps}"
             counts = {"steps": steps, "decodes": decodes, "prefill_tokens": prefill_tokens}
             events.append(_slice(0, engine, kind, start_s, span_s, counts))
