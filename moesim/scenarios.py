@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,7 +14,13 @@ from moesim.specs.deployment import AllToAll, Deployment, Frontend, engine_defau
 from moesim.specs.hardware import Accelerator, make_cluster
 from moesim.specs.loading import load
 from moesim.specs.model import Model
-from moesim.specs.parameters import ParameterSet, check_parameters, list_parameter_sets, select_parameters
+from moesim.specs.parameters import (
+    ParameterSet,
+    at_site,
+    check_parameters,
+    list_parameter_sets,
+    select_parameters,
+)
 from moesim.specs.routing import parse_routing
 from moesim.specs.scenario import DiffusionRun, Scenario, check_scenario
 from moesim.specs.trace_file import read_trace
@@ -66,6 +72,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache: str | None = None
     expert_execution: str = "grouped"
     parameters: str | None = None
+    engine: Literal["vllm", "sglang"] = "vllm"
+    engine_version: str = ""
+    site: str | None = None
 
 
 def make_scenario(request: Request) -> Scenario:
@@ -79,7 +88,7 @@ def make_scenario(request: Request) -> Scenario:
         cluster=cluster,
         deployment=_deployment(request, accelerator, frontend, tp, dp, model),
         workload=make_workload(request, model),
-        parameters=find_parameters(request.parameters, accelerator),
+        parameters=find_parameters(request, accelerator),
         routing=parse_routing(request.routing),
         diffusion=_diffusion(request, model),
         seed=request.seed,
@@ -121,7 +130,7 @@ def _parallel_sizes(request: Request) -> tuple[int, int, int]:
 def _deployment(
     request: Request, accelerator: Accelerator, frontend: Frontend, tp: int, dp: int, model: Model
 ) -> Deployment:
-    defaults = engine_defaults(accelerator, frontend)
+    defaults: dict[str, Any] = dict(engine_defaults(accelerator, frontend))
     if model.is_diffusion:
         defaults["max_num_seqs"] = min(defaults["max_num_seqs"], 8)
     settings = {name: getattr(request, name) for name in _ENGINE_WORDS if getattr(request, name) is not None}
@@ -213,13 +222,14 @@ def _diffusion(request: Request, model: Model) -> DiffusionRun | None:
     )
 
 
-def find_parameters(name: str | None, accelerator: Accelerator) -> ParameterSet:
-    """The parameter set called `name`, one from a file, or the best one for the accelerator."""
+def find_parameters(request: Request, accelerator: Accelerator) -> ParameterSet:
+    """The parameter set that a request names (or its file), or the best one for the accelerator, at its site."""
+    name = request.parameters
     if name is None:
-        return select_parameters(accelerator)
+        return at_site(select_parameters(accelerator, request.engine, request.engine_version), request.site)
     if name.endswith((".yaml", ".yml")):
-        return check_parameters(load(Path(name), ParameterSet), name)
+        return at_site(check_parameters(load(Path(name), ParameterSet), name), request.site)
     known = list_parameter_sets()
     if name not in known:
         raise InputError(f"parameters: unknown set {name!r}; {nearest(name, known)}")
-    return known[name]
+    return at_site(known[name], request.site)

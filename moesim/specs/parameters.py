@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Literal
 
 import msgspec
 
@@ -68,16 +69,55 @@ PARAMETER_NAMES = (
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One constant: its estimate, the standard deviation of its logarithm, unit and source."""
+    """One constant: its estimate, the standard deviation of its logarithm, unit and source.
+
+    `status`: prior (no fit), fitted, prior_only (in a fit whose data did not narrow it) or at_bound.
+    """
 
     value: float
     log_sd: float
     unit: str
     source: str
+    status: Literal["prior", "fitted", "prior_only", "at_bound"] = "prior"
+
+
+class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Correlations of the logarithms of `names` [n, n]; names that are not here are independent."""
+
+    names: tuple[str, ...] = ()
+    rows: tuple[tuple[float, ...], ...] = ()
+
+
+class ErrorLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Size that 90 % of |log(predicted / measured)| of rows not fitted stay below, by metric, and their number."""
+
+    rows: int
+    ttft: float
+    token: float
+    throughput: float
+
+
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a set was fitted on, and how wrong it is on what it was not fitted on.
+
+    `errors` by what was left out: `configuration` (within the fitted range), `model`, `accelerator`;
+    `model_errors`: as `configuration`, of one model alone (20 rows and more). `inputs`: file to sha256.
+    """
+
+    models: tuple[str, ...] = ()
+    concurrency: tuple[int, int] = (0, 0)
+    rows: int = 0
+    errors: dict[str, ErrorLevel] = {}
+    model_errors: dict[str, ErrorLevel] = {}
+    inputs: dict[str, str] = {}
+    command: str = ""
 
 
 class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Named constants for `accelerators` (empty: any of `vendor`) under `engine`."""
+    """Named constants for `accelerators` (empty: any of `vendor`) under `engine`.
+
+    `sites`: constants that belong to a machine and not to the accelerator (its host, a slow fabric), by site name.
+    """
 
     name: str
     vendor: str
@@ -85,25 +125,46 @@ class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     calibrated: bool
     parameters: dict[str, Parameter]
     accelerators: tuple[str, ...] = ()
+    engine_version: str = ""
     notes: str = ""
+    sites: dict[str, dict[str, Parameter]] = {}
+    correlation: Correlation = Correlation()
+    evidence: Evidence = Evidence()
 
     def __getitem__(self, name: str) -> float:
         """The estimate of one constant."""
         return self.parameters[name].value
 
 
+def at_site(parameters: ParameterSet, site: str | None) -> ParameterSet:
+    """The set with the constants of one machine. Raises InputError for an unknown site."""
+    if not site:
+        return parameters
+    if site not in parameters.sites:
+        raise InputError(f"site: {site!r} is no site of parameter set {parameters.name}; {nearest(site, parameters.sites)}")
+    return msgspec.structs.replace(parameters, parameters={**parameters.parameters, **parameters.sites[site]})
+
+
 def check_parameters(parameters: ParameterSet, where: str) -> ParameterSet:
     """Refuse a set with a missing, unknown or non-positive constant; returns it unchanged."""
-    for name in parameters.parameters:
-        if name not in PARAMETER_NAMES:
-            raise InputError(f"{where}: unknown parameter {name!r}; {nearest(name, PARAMETER_NAMES)}")
     for name in PARAMETER_NAMES:
         if name not in parameters.parameters:
             raise InputError(f"{where}: parameter {name!r} is missing")
-        value = parameters.parameters[name]
-        if not (value.value > 0 and value.log_sd >= 0):
-            raise InputError(f"{where}: parameters.{name} is {value.value} (log_sd {value.log_sd}), must be positive")
+    _check_constants(parameters.parameters, f"{where}: parameters")
+    for site, constants in parameters.sites.items():
+        _check_constants(constants, f"{where}: sites.{site}")
+    size = len(parameters.correlation.names)
+    if [len(row) for row in parameters.correlation.rows] != [size] * size:
+        raise InputError(f"{where}: correlation.rows must be {size} rows of {size} numbers, one for each of its names")
     return parameters
+
+
+def _check_constants(constants: dict[str, Parameter], where: str) -> None:
+    for name, value in constants.items():
+        if name not in PARAMETER_NAMES:
+            raise InputError(f"{where}: unknown parameter {name!r}; {nearest(name, PARAMETER_NAMES)}")
+        if not (value.value > 0 and value.log_sd >= 0):
+            raise InputError(f"{where}.{name} is {value.value} (log_sd {value.log_sd}), must be positive")
 
 
 @cache
@@ -114,10 +175,14 @@ def list_parameter_sets() -> dict[str, ParameterSet]:
     return {item.name: item for item in found}
 
 
-def select_parameters(accelerator: Accelerator, engine: str = "vllm") -> ParameterSet:
-    """The calibrated set for this accelerator and engine, or the vendor's data-sheet prior when there is none."""
+def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: str = "") -> ParameterSet:
+    """The calibrated set for this accelerator and engine, or the vendor's data-sheet prior when there is none.
+
+    A set of the asked `version` is preferred, then the one without a version of its own (the reference).
+    """
     sets = list_parameter_sets().values()
     exact = [item for item in sets if accelerator.name in item.accelerators and item.engine == engine]
+    exact.sort(key=lambda item: (item.engine_version != version, item.engine_version != ""))
     prior = [item for item in sets if not item.accelerators and item.vendor == accelerator.vendor]
     return (exact or prior)[0]
 
