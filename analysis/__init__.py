@@ -1,0 +1,1 @@
+"""Studies over moesim: its own speed, figures and tables."""

@@ -26,8 +26,8 @@ def simulate(**words: Any) -> SimulationResult:
     Takes the words of `moesim simulate` as keywords (`model`, `hardware`, `gpus`, `tp`, `input_len`,
     `concurrency`, ...: see `moesim.scenarios.Request`). Raises InputError for bad input.
     """
-    from moesim.words import to_scenario
     from moesim.simulation import simulate_scenario
+    from moesim.words import to_scenario
 
     return simulate_scenario(to_scenario(words))
 
@@ -36,16 +36,16 @@ def recommend(
     *, objective: str = "throughput", ttft_slo: float | None = None, tpot_slo: float | None = None, **words: Any
 ) -> Recommendation:
     """Rank all deployments that fit; limits are p90 in milliseconds. Other keywords as in `simulate`."""
-    from moesim.words import to_request
     from moesim.planner.search import Goal, recommend_scenario
     from moesim.scenarios import make_planning_scenario
+    from moesim.words import to_request
 
     return recommend_scenario(make_planning_scenario(to_request(words)), Goal(objective, ttft_slo, tpot_slo))
 
 
 def estimate(*, batch: int = 16, **words: Any) -> SteadyState:
     """One step and one steady state in closed form. Other keywords as in `simulate`."""
-    from moesim.words import to_scenario
     from moesim.planner.steady_state import steady_state
+    from moesim.words import to_scenario
 
     return steady_state(to_scenario(words), batch)

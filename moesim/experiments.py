@@ -17,7 +17,9 @@ from moesim.specs.loading import config_root, convert, load
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`base` holds the words of every run; `vary` maps a word to its values; runs are all combinations.
 
-    `runs` lists further runs as changes to the base.
+    `runs` lists further runs as changes to the base. `feeds` says what the results are used for.
+    `measurement` holds the words of a run on real hardware that a simulation does not need
+    (`hw_validation.experiment.measurement`); here they are kept and not read.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     base: dict[str, Any] = {}
     vary: dict[str, list[Any]] = {}
     runs: tuple[dict[str, Any], ...] = ({},)
+    feeds: str = ""
+    measurement: dict[str, Any] = {}
     source: str = ""
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from moesim.engine.diffusion import run_diffusion
 from moesim.engine.serving import ServingRun, run_serving
 from moesim.metrics.diffusion import summarize_diffusion

@@ -9,7 +9,7 @@ import typer
 from moesim.cli import options as o
 
 
-def estimate(  # noqa: PLR0913
+def estimate(
     model: o.ModelName = "",
     hardware: o.HardwareName = "",
     gpus: o.Gpus = None,
@@ -42,8 +42,8 @@ def estimate(  # noqa: PLR0913
     """
     words = {name: value for name, value in locals().items() if name not in {"batch", "as_json", "csv"}}
     from moesim.cli.output import print_json, write_csv
-    from moesim.words import to_scenario
     from moesim.planner.steady_state import steady_state
+    from moesim.words import to_scenario
 
     answer = steady_state(to_scenario(words), batch)
     if csv:

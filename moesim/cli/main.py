@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from moesim.cli import estimate, hardware, models, recommend, simulate
+from moesim.cli import demo, estimate, hardware, models, recommend, simulate
 from moesim.errors import InputError
 
 HELP = """How will a Mixture-of-Experts model run on that hardware, before you rent it.
@@ -24,6 +24,7 @@ for module, name in (
     (estimate, "estimate"),
     (models, "models"),
     (hardware, "hardware"),
+    (demo, "demo"),
 ):
     app.command(name)(getattr(module, name))
 

@@ -10,7 +10,9 @@ from moesim.cli.options import AsJson, CsvFile
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show one model (name, id or config.json) with its sources.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show one model (name, id or config.json) with its sources.")
+    ] = None,
     as_json: AsJson = False,
     csv: CsvFile = None,
 ) -> None:
@@ -27,7 +29,9 @@ def models(
     elif as_json:
         print_json({"models": rows})
     else:
-        print_table("Models", rows, "Counts are computed; active counts embeddings and head. moesim models NAME: sources")
+        print_table(
+            "Models", rows, "Counts are computed; active counts embeddings and head. moesim models NAME: sources"
+        )
 
 
 def _row(model: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ RoutingText = Annotated[
     str,
     _flag(
         "--routing",
-        "uniform, zipf, zipf:1.2, eighty_twenty, eighty_twenty:0.9, dirichlet:0.3, identical, or a file of expert counts.",
+        "uniform, zipf[:1.2], eighty_twenty[:0.9], dirichlet[:0.3], identical, or a file of expert counts.",
         _WHAT,
     ),
 ]
@@ -43,9 +43,7 @@ Pp = Annotated[int, _flag("--pp", "Pipeline-parallel size.", _SIZES)]
 ExpertMap = Annotated[str, _flag("--expert-map", "linear or round_robin.", _SIZES)]
 AllToAllName = Annotated[
     str,
-    _flag(
-        "--all2all-backend", "allgather_reducescatter, deepep_high_throughput or deepep_low_latency.", _SIZES
-    ),
+    _flag("--all2all-backend", "allgather_reducescatter, deepep_high_throughput or deepep_low_latency.", _SIZES),
 ]
 InputLen = Annotated[int, _flag("--input-len", "Prompt tokens.", _LOAD)]
 OutputLen = Annotated[int, _flag("--output-len", "Output tokens (autoregressive models).", _LOAD)]
@@ -53,16 +51,16 @@ RangeRatio = Annotated[float, _flag("--range-ratio", "Lengths are uniform within
 Concurrency = Annotated[int | None, _flag("--concurrency", "Closed loop: requests kept in flight.", _LOAD)]
 RequestRate = Annotated[float | None, _flag("--request-rate", "Open loop: requests/s (inf: all at once).", _LOAD)]
 Burstiness = Annotated[float, _flag("--burstiness", "Shape of the arrival gaps (1: Poisson, below: bursty).", _LOAD)]
-TraceFile = Annotated[
-    str | None, _flag("--trace", "CSV/JSONL of arrival_s, input_tokens, output_tokens.", _LOAD)
-]
+TraceFile = Annotated[str | None, _flag("--trace", "CSV/JSONL of arrival_s, input_tokens, output_tokens.", _LOAD)]
 NumPrompts = Annotated[int | None, _flag("--num-prompts", "Requests [default: 4 waves, at least 100].", _LOAD)]
 SharedPrefix = Annotated[int, _flag("--shared-prefix-len", "First tokens that all prompts share.", _LOAD)]
 CachedPrefix = Annotated[int, _flag("--cached-prefix-len", "First tokens already cached before the run.", _LOAD)]
 FrontendName = Annotated[
     str | None, _flag("--frontend", "server, or offline (vllm.LLM in process) [default: server].", _ENGINE)
 ]
-MaxNumSeqs = Annotated[int | None, _flag("--max-num-seqs", "Most sequences in flight a rank: the queue depth.", _ENGINE)]
+MaxNumSeqs = Annotated[
+    int | None, _flag("--max-num-seqs", "Most sequences in flight a rank: the queue depth.", _ENGINE)
+]
 MaxBatchedTokens = Annotated[int | None, _flag("--max-num-batched-tokens", "Token budget of a step.", _ENGINE)]
 MaxModelLen = Annotated[int | None, _flag("--max-model-len", "Longest sequence [default: the model's].", _ENGINE)]
 EnforceEager = Annotated[bool, _flag("--enforce-eager", "No CUDA/HIP graphs.", _ENGINE)]
@@ -77,7 +75,8 @@ AsyncScheduling = Annotated[
 ]
 KvDtype = Annotated[str, _flag("--kv-cache-dtype", "auto, bfloat16 or fp8.", _ENGINE)]
 Quantization = Annotated[
-    str | None, _flag("--quantization", "fp8, fp8_block, int4, mxfp4, nvfp4 or none [default: the checkpoint].", _ENGINE)
+    str | None,
+    _flag("--quantization", "fp8, fp8_block, int4, mxfp4, nvfp4 or none [default: the checkpoint].", _ENGINE),
 ]
 MemoryUtilization = Annotated[float, _flag("--gpu-memory-utilization", "Share of memory the engine takes.", _ENGINE)]
 GenerationLen = Annotated[int | None, _flag("--generation-len", "Tokens to generate.", _DIFFUSION)]
@@ -85,6 +84,8 @@ Steps = Annotated[int | None, _flag("--steps", "Denoising forwards in all.", _DI
 BlockLen = Annotated[int | None, _flag("--block-len", "Block length in tokens.", _DIFFUSION)]
 CfgScale = Annotated[float, _flag("--cfg-scale", "Classifier-free guidance; above 0 doubles the batch.", _DIFFUSION)]
 CacheName = Annotated[str | None, _flag("--cache", "none, prefix or dual.", _DIFFUSION)]
-ExpertExecution = Annotated[str, _flag("--expert-execution", "grouped (one GEMM) or loop (a call an expert).", _DIFFUSION)]
+ExpertExecution = Annotated[
+    str, _flag("--expert-execution", "grouped (one GEMM) or loop (a call an expert).", _DIFFUSION)
+]
 AsJson = Annotated[bool, _flag("--json", "Print JSON (stable keys) instead of tables.", _OUT)]
 CsvFile = Annotated[str | None, _flag("--csv", "Also write the rows to this CSV file ('-': stdout).", _OUT)]

@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import math
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        if value == 0 or not math.isfinite(value):
+        if value == 0.0 or not math.isfinite(value):
             return f"{value:g}"
         digits = max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) < 1000 else 0
         return f"{value:,.{min(digits, 6)}f}"
@@ -85,19 +84,21 @@ def write_atomic(path: Path, text: str) -> None:
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
             stream.write(text)
-        os.replace(stream.name, path)
+        Path(stream.name).replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress(what: str) -> Generator[Callable[[int, int, str], None]]:
     """A progress bar on stderr; silent when stderr is no terminal. Yields update(done, total, word)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = stderr()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def update(done: int, total: int, word: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _GOAL = "Goal"
 
 
-def recommend(  # noqa: PLR0913
+def recommend(
     model: o.ModelName = "",
     hardware: o.HardwareName = "",
     gpus: o.Gpus = 1,
@@ -55,10 +55,10 @@ def recommend(  # noqa: PLR0913
     """
     words = {name: value for name, value in locals().items() if name not in _NOT_WORDS}
     from moesim.cli.output import print_json, progress, write_csv
-    from moesim.words import to_request
     from moesim.planner.recommendation import candidate_row
     from moesim.planner.search import Goal, check_goal, recommend_scenario
     from moesim.scenarios import make_planning_scenario
+    from moesim.words import to_request
 
     goal = check_goal(Goal(objective, ttft_slo, tpot_slo))
     scenario = make_planning_scenario(to_request(words))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moesim.specs.scenario import Scenario
 
 
-def simulate(  # noqa: PLR0913
+def simulate(
     model: o.ModelName = "",
     hardware: o.HardwareName = "",
     gpus: o.Gpus = None,
@@ -55,7 +55,8 @@ def simulate(  # noqa: PLR0913
     cache: o.CacheName = None,
     expert_execution: o.ExpertExecution = "grouped",
     experiment: Annotated[
-        str | None, typer.Option("--experiment", help="Run all rows of an experiment YAML (single_gpu, multi_gpu, ...).")
+        str | None,
+        typer.Option("--experiment", help="Run all rows of an experiment YAML (single_gpu, multi_gpu, ...)."),
     ] = None,
     perfetto: Annotated[
         str | None, typer.Option("--perfetto", help="Write a timeline for ui.perfetto.dev to this file.")
@@ -79,14 +80,11 @@ _NOT_WORDS = {"experiment", "perfetto", "as_json", "csv"}
 
 def _run_one(words: dict[str, Any], perfetto: str | None, as_json: bool, csv: str | None) -> None:
     from moesim.cli.output import print_json, write_csv
-    from moesim.words import to_scenario
     from moesim.simulation import simulate_scenario, simulate_with_trace
+    from moesim.words import to_scenario
 
     scenario = to_scenario(words)
-    if perfetto is None:
-        result = simulate_scenario(scenario)
-    else:
-        result = _traced(scenario, perfetto, simulate_with_trace)
+    result = simulate_scenario(scenario) if perfetto is None else _traced(scenario, perfetto, simulate_with_trace)
     if csv:
         write_csv(csv, [result_row(scenario, result)])
     elif as_json:

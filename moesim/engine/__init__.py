@@ -1,0 +1,1 @@
+"""The discrete-event simulation: arrivals, scheduler, KV cache, ranks in lockstep, masked diffusion."""

@@ -55,9 +55,7 @@ def diffusion_settings(scenario: Scenario) -> DiffusionRun:
     defaults = scenario.model.diffusion
     if defaults is None:
         raise InputError(f"{scenario.model.name} is no masked-diffusion model")
-    return DiffusionRun(
-        generation_len=defaults.generation_len, steps=defaults.steps, block_len=defaults.block_len
-    )
+    return DiffusionRun(generation_len=defaults.generation_len, steps=defaults.steps, block_len=defaults.block_len)
 
 
 def run_diffusion(scenario: Scenario) -> DiffusionRunLog:
@@ -114,7 +112,7 @@ class _Simulation:
         self._log.elapsed_s = max(request.last_token_s for request in requests) - requests[0].sent_s
         return self._log
 
-    def _arrivals(self):  # noqa: ANN202
+    def _arrivals(self):
         for at_s in self._arrival_s.tolist():
             if at_s > self._env.now:
                 yield self._env.timeout(at_s - self._env.now)
@@ -130,7 +128,7 @@ class _Simulation:
         if not self._wake[engine].triggered:
             self._wake[engine].succeed()
 
-    def _serve(self, engine: int):  # noqa: ANN202
+    def _serve(self, engine: int):
         queue = self._queues[engine]
         while True:
             if not queue:

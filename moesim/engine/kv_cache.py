@@ -32,8 +32,7 @@ class BlockPool:
     def take(self, blocks: int) -> None:
         """Take free blocks, forgetting idle prefixes that lie in them."""
         self.free -= blocks
-        if self.free < self.lowest_free:
-            self.lowest_free = self.free
+        self.lowest_free = min(self.lowest_free, self.free)
         while self._idle_blocks > self.free:
             self._idle_blocks -= self._idle.popitem(last=False)[1]
 

@@ -18,7 +18,8 @@ class Request:
     """One request on its way through an engine. Times are simulated seconds; -1 is "not yet".
 
     `target`: tokens to prefill before the next token comes out (the prompt, or after a preemption the prompt
-    and all tokens emitted so far). `stalled_s`: when it was preempted. `computed`: tokens of it in the KV cache. `blocks`: KV blocks owned.
+    and all tokens emitted so far). `stalled_s`: when it was preempted. `computed`: tokens of it in the KV cache.
+    `blocks`: KV blocks owned.
     """
 
     index: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import simpy
@@ -135,7 +136,7 @@ class _Simulation:
             elapsed_s=max(request.last_token_s for request in self._requests) - self._requests[0].sent_s,
         )
 
-    def _arrivals(self):  # noqa: ANN202
+    def _arrivals(self):
         for at_s in self._table.arrival_s.tolist():
             delay = at_s - self._env.now
             if delay > 0:
@@ -152,13 +153,13 @@ class _Simulation:
         self._sent[engine] += 1
         ready = max(now, self._frontend_free_s[engine]) + self._request_s
         self._frontend_free_s[engine] = ready
-        event = self._env.timeout(ready - now, (engine, request))
+        request.engine = engine
+        event = self._env.timeout(ready - now, request)
         event.callbacks.append(self._arrive)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _arrive(self, event: simpy.Event) -> None:
-        engine, request = event.value
-        request.engine = engine
-        self._groups[engine].submit(request)
+        request = cast("Request", event.value)
+        self._groups[request.engine].submit(request)
 
     def _started(self, request: Request, now: float) -> None:
         if request.first_token_s < 0:
@@ -175,4 +176,7 @@ class _Simulation:
         if isinstance(self._arrival, ClosedLoop) and self._reserved < len(self._requests):
             self._reserved += 1
             event = self._env.timeout(self._response_s)
-            event.callbacks.append(lambda _: self._send_next())  # pyright: ignore[reportOptionalMemberAccess]
+            event.callbacks.append(self._send_again)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _send_again(self, _: simpy.Event) -> None:
+        self._send_next()

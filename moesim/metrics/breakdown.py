@@ -46,7 +46,7 @@ class Breakdown:
 def run_breakdown(model: StepModel, logs: Sequence[StepLog]) -> Breakdown:
     """Integrate the step tables over the sizes that a run met."""
     operators: dict[str, float] = {}
-    totals = dict.fromkeys(_FIELDS, 0.0)
+    totals: dict[str, float] = dict.fromkeys(_FIELDS, 0.0)
     for position, grid, costs in _tables(model):
         sizes, counts = _histogram(logs, position, model)
         for name, cost in costs.items():

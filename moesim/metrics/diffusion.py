@@ -60,7 +60,7 @@ def _tokens_per_forward(log: DiffusionRunLog) -> float:
 
 def _breakdown(log: DiffusionRunLog) -> Breakdown:
     operators: dict[str, float] = {}
-    limits = dict.fromkeys(("memory", "compute", "network", "launch", "host"), 0.0)
+    limits: dict[str, float] = dict.fromkeys(("memory", "compute", "network", "launch", "host"), 0.0)
     moved = flops = 0.0
     for _, count, prompt, _ in log.batches:
         times = log.generation(count, prompt)

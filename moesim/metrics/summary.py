@@ -90,5 +90,3 @@ def imbalance_of_step(layout: Layout, group_tokens: float) -> Imbalance | None:
         max_over_mean=float(max_over_mean(loads).mean()),
         rank_max_over_mean=float(max_over_mean(sum_by_rank(loads, placed, ranks)).mean()),
     )
-
-

@@ -74,9 +74,7 @@ def _serving_seconds(scenario: Scenario, result: SimulationResult) -> Seconds:
     outputs = max(workload.output_tokens, 1)
 
     def seconds(parameters: ParameterSet) -> dict[str, float]:
-        layout = make_layout(
-            scenario.model, deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
-        )
+        layout = make_layout(scenario.model, deployment, scenario.cluster, parameters, scenario.routing, scenario.seed)
         token, first = estimate_step(layout, decode).seconds, estimate_step(layout, prefill).seconds
         served = deployment.frontend == "server"
         frontend = parameters["server_request_s"] + parameters["server_response_s"] if served else 0.0

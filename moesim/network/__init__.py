@@ -1,0 +1,1 @@
+"""What moving bytes costs: groups, collectives, exchanges."""

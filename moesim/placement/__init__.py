@@ -1,0 +1,1 @@
+"""Where weights and experts live, and what memory that leaves."""

@@ -15,7 +15,10 @@ def explain(
     best = leading[0]
     sentences = [_headline(best), _limit(best.predicted)]
     if not best.meets_slo:
-        limits = [f"p90 TTFT {ttft_slo_ms:g} ms" if ttft_slo_ms else "", f"p90 TPOT {tpot_slo_ms:g} ms" if tpot_slo_ms else ""]
+        limits = [
+            f"p90 TTFT {ttft_slo_ms:g} ms" if ttft_slo_ms else "",
+            f"p90 TPOT {tpot_slo_ms:g} ms" if tpot_slo_ms else "",
+        ]
         sentences.insert(0, f"No deployment meets {' and '.join(part for part in limits if part)}.")
     other = next((item for item in ranked if _shape(item) != _shape(best)), None)
     if other is not None:
@@ -72,7 +75,9 @@ def _per_token_us(item: Candidate) -> dict[str, float]:
 
 def _depth(best: Candidate, ranked: Sequence[Candidate]) -> list[str]:
     """What one step deeper or shallower would change."""
-    same = sorted((item for item in ranked if _shape(item) == _shape(best)), key=lambda item: item.deployment.max_num_seqs)
+    same = sorted(
+        (item for item in ranked if _shape(item) == _shape(best)), key=lambda item: item.deployment.max_num_seqs
+    )
     index = next(i for i, item in enumerate(same) if item.deployment.max_num_seqs == best.deployment.max_num_seqs)
     sentences: list[str] = []
     for offset, word in ((1, "Deeper"), (-1, "Shallower")):

@@ -32,7 +32,8 @@ Progress = Callable[[int, int, str], None]
 class Goal:
     """What makes a deployment good.
 
-    throughput: most output tokens/s among those that meet the limits. latency: least end-to-end time. Limits are p90 in milliseconds (None: no limit).
+    throughput: most output tokens/s among those that meet the limits. latency: least end-to-end time.
+    Limits are p90 in milliseconds (None: no limit).
     """
 
     objective: str = "throughput"

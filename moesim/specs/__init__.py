@@ -1,0 +1,1 @@
+"""What a user describes: frozen, validated types and the files they come from."""

@@ -47,7 +47,7 @@ def parse_routing(text: str) -> Routing:
     if word in _DEFAULTS:
         return Routing(kind=word, strength=_strength(word, number))  # pyright: ignore[reportArgumentType]
     if Path(text).suffix in {".csv", ".json", ".npz", ".npy"} or Path(text).exists():
-        from moesim.routing.counts_file import read_counts
+        from moesim.specs.counts_file import read_counts
 
         return read_counts(Path(text))
     raise InputError(f"routing: unknown {text!r}; {nearest(word, _DEFAULTS)} (or a file of expert counts)")
