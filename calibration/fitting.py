@@ -102,7 +102,9 @@ def fit(
 
     def standardised(point: FloatArray) -> FloatArray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nan_to_num((np.log(predict(_named(names, point))) - target) / sigma, nan=1e3, posinf=1e3, neginf=-1e3)
+            return np.nan_to_num(
+                (np.log(predict(_named(names, point))) - target) / sigma, nan=1e3, posinf=1e3, neginf=-1e3
+            )
 
     def residuals(point: FloatArray) -> FloatArray:
         data = standardised(point)

@@ -49,6 +49,7 @@ NETWORK_PARAMETERS = (
 HOST_PARAMETERS = (
     "host_step_s",
     "host_sequence_s",
+    "host_concurrent_s",
     "host_launch_s",
     "host_eager_op_s",
     "graph_replay_s",

@@ -1,0 +1,110 @@
+"""A simulated run's schedule, frozen as arrays, and what it would have lasted under other constants.
+
+A fit needs the slope of every prediction against every constant. Simulating once per constant would cost minutes;
+the order of events hardly moves for small changes, so the steps that one simulation met are priced anew instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.step import StepModel, host_seconds
+from moesim.engine.group import Segment, StepLog
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """Segments of equal steps as arrays [segments]; columns as in `moesim.engine.group.Segment`.
+
+    `tokens`, `group_tokens`, `rows`: sizes as run. `seconds`: of one step, as simulated.
+    """
+
+    steps: FloatArray
+    seconds: FloatArray
+    decodes: FloatArray
+    queued: FloatArray
+    tokens: NDArray[np.int64]
+    group_tokens: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    rank_decodes: FloatArray
+    rank_context: FloatArray
+    chunks: FloatArray
+    pairs: FloatArray
+    window_pairs: FloatArray
+    kv_tokens: FloatArray
+
+    def where(self, mask: NDArray[np.bool_]) -> StepTable:
+        """The segments that `mask` keeps."""
+        return StepTable(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def step_table(logs: Sequence[StepLog]) -> StepTable:
+    """All segments of a traced simulation."""
+    segments = [segment for log in logs for segment in log.segments]
+    if not segments:
+        raise ValueError("the simulation was run without trace")
+    return table_of(segments)
+
+
+def table_of(segments: Sequence[Segment]) -> StepTable:
+    """Segments as arrays."""
+    columns = {
+        name: np.array(values) for name, values in zip(Segment._fields, zip(*segments, strict=True), strict=True)
+    }
+    sizes = columns["sizes"].astype(np.int64)
+    floats = ("decodes", "queued", "rank_decodes", "rank_context", "chunks", "pairs", "window_pairs", "kv_tokens")
+    return StepTable(
+        steps=columns["steps"].astype(float),
+        seconds=columns["span_s"] / columns["steps"],
+        tokens=sizes[:, 0],
+        group_tokens=sizes[:, 1],
+        rows=sizes[:, 2],
+        **{name: columns[name].astype(float) for name in floats},
+    )
+
+
+def replay_seconds(model: StepModel, table: StepTable, attention_s: FloatArray | None = None) -> FloatArray:
+    """Seconds of one step of every segment under `model`, without the routing draws' spread [segments].
+
+    `attention_s` [segments] when it is known already.
+    """
+    if attention_s is None:
+        attention_s = attention_seconds(model, table)
+    token_s, routed_s, head_s = np.array(model.token_s), np.array(model.routed_s), np.array(model.head_s)
+    stages = model.layout.deployment.pipeline_parallel_size
+    groups = np.clip(table.rank_decodes + table.chunks, 1, stages)
+    gpu_s = token_s[table.tokens] + routed_s[table.group_tokens] + head_s[table.rows]
+    gpu_s = gpu_s + attention_s / groups
+    serial_s, launch_s = host_seconds_of(model, table)
+    if model.layout.deployment.async_scheduling:
+        return np.maximum(gpu_s, serial_s + launch_s)
+    return serial_s + np.maximum(gpu_s, launch_s)
+
+
+def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, FloatArray]:
+    """Host seconds of every segment's step: (scheduling, launching)."""
+    captured = (table.tokens < len(model.padded)).astype(float)
+    sequences = table.rank_decodes + table.chunks
+    return host_seconds(
+        model.layout, model.launches, model.attention.launches, captured, sequences, (table.chunks > 0).astype(float)
+    )
+
+
+def attention_seconds(model: StepModel, table: StepTable) -> FloatArray:
+    """Attention of every segment's step on its busiest rank."""
+    attention = model.attention
+    decode = map(attention.decode_s, table.rank_decodes.tolist(), table.rank_context.tolist())
+    prefill = map(
+        attention.prefill_s,
+        table.chunks.tolist(),
+        table.pairs.tolist(),
+        table.window_pairs.tolist(),
+        table.kv_tokens.tolist(),
+    )
+    return np.fromiter(decode, float) + np.fromiter(prefill, float)

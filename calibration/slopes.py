@@ -1,0 +1,150 @@
+"""Predictions of runs and their slopes against every constant, from one simulation a run.
+
+The slope of a mean latency is the token- or request-weighted mean of its steps' slopes over the frozen schedule
+(`calibration.replay`); the share of a latency that is spent in front of the engine moves with the server's constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.metrics import METRICS, predicted_value
+from calibration.replay import StepTable, attention_seconds, replay_seconds, step_table
+from moesim.costs.layout import make_layout
+from moesim.costs.step import StepModel, build_step_model
+from moesim.engine.serving import ServingRun, run_serving
+from moesim.errors import InputError
+from moesim.metrics.summary import summarize
+from moesim.specs.parameters import ParameterSet, scaled
+from moesim.specs.scenario import Scenario
+
+FloatArray = NDArray[np.float64]
+_STEP = 0.01
+_SERVER = ("server_request_s", "server_response_s")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPrediction:
+    """`values` of the asked metrics and `slopes` [names] of their logarithms against log constants."""
+
+    values: dict[str, float]
+    slopes: dict[str, FloatArray]
+
+
+def predict_with_slopes(
+    scenarios: Sequence[Scenario], metrics: Sequence[Sequence[str]], names: Sequence[str]
+) -> list[RunPrediction | str]:
+    """Simulate runs of one layout, and price their steps under every constant of `names` moved by 1 %.
+
+    Args:
+        scenarios: equal in model, cluster, deployment, routing, seed and constants.
+        metrics: of each scenario.
+
+    Returns:
+        A prediction for each scenario, or the reason why it cannot run.
+    """
+    runs = [_run(scenario) for scenario in scenarios]
+    found = [run for run in runs if not isinstance(run, str)]
+    if not found:
+        return [str(run) for run in runs]
+    models = moved_models(scenarios[0], names, *_table_sizes(found))
+    return [
+        run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
+        for scenario, run, asked in zip(scenarios, runs, metrics, strict=True)
+    ]
+
+
+def _run(scenario: Scenario) -> ServingRun | str:
+    try:
+        return run_serving(scenario, trace=True)
+    except InputError as error:
+        return str(error)
+
+
+def _table_sizes(runs: Sequence[ServingRun]) -> tuple[int, int]:
+    return max(len(run.model.token_s) for run in runs) - 1, max(len(run.model.head_s) for run in runs) - 1
+
+
+def moved_models(
+    scenario: Scenario, names: Sequence[str], largest_tokens: int, largest_rows: int
+) -> dict[str | None, StepModel]:
+    """Step tables at the scenario's constants (None) and with each of `names` moved by 1 %."""
+
+    def build(parameters: ParameterSet) -> StepModel:
+        layout = make_layout(
+            scenario.model, scenario.deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
+        )
+        return build_step_model(layout, largest_tokens, largest_rows)
+
+    factor = float(np.exp(_STEP))
+    moved = {name: build(scaled(scenario.parameters, name, factor)) for name in names if name not in _SERVER}
+    return {None: build(scenario.parameters), **moved}
+
+
+def _prediction(
+    scenario: Scenario,
+    run: ServingRun,
+    models: dict[str | None, StepModel],
+    names: Sequence[str],
+    metrics: Sequence[str],
+) -> RunPrediction:
+    table = step_table(run.logs)
+    weights = _weights(table, run)
+    slopes = _step_slopes(models, table, names, weights)
+    shares = _engine_shares(run, table)
+    for kind, share in shares.items():
+        slopes[kind] = slopes[kind] * share + _server_slopes(scenario.parameters, names, 1 - share)
+    slopes["throughput"] = -slopes["elapsed"]
+    result = summarize(scenario, run)
+    return RunPrediction(
+        {metric: predicted_value(metric, result) for metric in metrics},
+        {metric: slopes[METRICS[metric].kind] for metric in metrics},
+    )
+
+
+def _step_slopes(
+    models: dict[str | None, StepModel], table: StepTable, names: Sequence[str], weights: dict[str, FloatArray]
+) -> dict[str, FloatArray]:
+    base = models[None]
+    attention_s = attention_seconds(base, table)
+    base_s = replay_seconds(base, table, attention_s)
+    slopes = {kind: np.zeros(len(names)) for kind in weights}
+    for column, name in enumerate(names):
+        if name not in models:
+            continue
+        moved = models[name]
+        moved_s = replay_seconds(moved, table, attention_s if moved.attention == base.attention else None)
+        for kind, weight in weights.items():
+            total = float(weight @ base_s)
+            slopes[kind][column] = np.log(float(weight @ moved_s) / total) / _STEP if total > 0 else 0.0
+    return slopes
+
+
+def _weights(table: StepTable, run: ServingRun) -> dict[str, FloatArray]:
+    """How often a step of each segment counts in a mean: tokens out, requests waiting, or once."""
+    token = table.steps * table.decodes
+    plain = token * (table.chunks == 0)
+    return {
+        "token": token,
+        "median_gap": plain if plain.sum() > 0.5 * token.sum() else token,
+        "ttft": table.steps * table.queued,
+        "elapsed": table.steps / len(run.logs),
+    }
+
+
+def _engine_shares(run: ServingRun, table: StepTable) -> dict[str, float]:
+    """Shares of the time to first token and of the whole run that pass in engine steps."""
+    waited_s = sum(request.first_token_s - request.sent_s for request in run.requests)
+    in_engine_s = float(table.steps * table.queued @ table.seconds)
+    busy_s = float(table.steps @ table.seconds) / len(run.logs)
+    return {"ttft": min(in_engine_s / waited_s, 1.0), "elapsed": min(busy_s / run.elapsed_s, 1.0)}
+
+
+def _server_slopes(parameters: ParameterSet, names: Sequence[str], share: float) -> FloatArray:
+    """The server's share of a latency, divided between its constants in proportion to their size."""
+    total = sum(parameters[name] for name in _SERVER)
+    return np.array([share * parameters[name] / total if name in _SERVER else 0.0 for name in names])
