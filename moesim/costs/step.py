@@ -42,7 +42,7 @@ class StepModel:
     `routed_sd_s[g]`: routed experts for `g` tokens over the lockstep group, mean and spread of a whole step;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
     (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
-    `decode_steps` remembers what the engine derived from these tables for each decode batch. The `_operators` tables
+    `known_steps` remembers what the engine derived from these tables for each batch of a lone rank. The `_operators` tables
     hold the same costs by operator on the grids they were computed on.
     """
 
@@ -55,7 +55,7 @@ class StepModel:
     padded: list[int]
     noise: FloatArray
     noise_list: list[float]
-    decode_steps: dict[int, object]
+    known_steps: dict[tuple[int, int, int, int], object]
     launches: float
     token_grid: IntArray
     token_operators: dict[str, OperatorCost]
@@ -91,6 +91,8 @@ def host_seconds(
     parameters = layout.parameters
     serial = parameters["host_step_s"] + parameters["host_sequence_s"] * sequences
     serial = serial + parameters["host_concurrent_s"] * (sequences > 1)
+    if layout.deployment.lockstep_ranks > 1:
+        serial = serial + parameters["host_lockstep_s"]
     launch_s = parameters["host_launch_s"]
     replay = parameters["graph_replay_s"] + prefill * attention_launches * launch_s
     return serial, captured * replay + (1 - captured) * launches * launch_s
@@ -135,7 +137,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         padded=_padding(captured, largest_tokens),
         noise=noise,
         noise_list=noise.tolist(),
-        decode_steps={},
+        known_steps={},
         launches=launches + coefficients.launches,
         token_grid=grid,
         token_operators=token_operators,

@@ -50,10 +50,12 @@ HOST_PARAMETERS = (
     "host_step_s",
     "host_sequence_s",
     "host_concurrent_s",
+    "host_lockstep_s",
     "host_launch_s",
     "host_eager_op_s",
     "graph_replay_s",
     "server_request_s",
+    "server_token_s",
     "server_response_s",
 )
 """The host beside the GPU, and the server in front of the engine."""

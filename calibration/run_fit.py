@@ -1,0 +1,218 @@
+"""Constants from measured serving runs: Gauss-Newton around simulations, with constants of machines beside the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.fitting import FitResult, FreeParameter, fit
+from calibration.metrics import METRICS
+from calibration.runs import MeasuredRun
+from calibration.slopes import RunPrediction, predict_with_slopes
+from moesim.errors import InputError
+from moesim.scenarios import make_scenario
+from moesim.specs.parameters import Parameter, ParameterSet, at_site
+from moesim.specs.scenario import Scenario
+
+FloatArray = NDArray[np.float64]
+Progress = Callable[[int, int, str], None]
+_LARGEST_MOVE = 0.7
+_CONVERGED = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A constant to fit: of all runs, or of the runs of one site."""
+
+    name: str
+    site: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name in reports."""
+        return f"{self.name}@{self.site}" if self.site else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """Measured values [data] of `runs`: row -> (run, metric), with the noise of each."""
+
+    runs: tuple[MeasuredRun, ...]
+    index: tuple[tuple[int, str], ...]
+    measured: FloatArray
+    noise: FloatArray
+
+
+def observe(runs: Sequence[MeasuredRun], unusable: Callable[[MeasuredRun, str], bool]) -> Observations:
+    """All measured values of runs that a fit may use."""
+    pairs = [(i, m) for i, run in enumerate(runs) for m in run.measured if m in METRICS and not unusable(run, m)]
+    measured = np.array([runs[i].measured[metric] for i, metric in pairs])
+    noise = np.array([METRICS[metric].log_sd * runs[i].noise for i, metric in pairs])
+    return Observations(tuple(runs), tuple(pairs), measured, noise)
+
+
+def linearise(
+    observations: Observations, parameters: ParameterSet, columns: Sequence[Column], jobs: int, progress: Progress | None
+) -> tuple[FloatArray, FloatArray]:
+    """log predictions [data] and their slopes [data, columns]; rows that cannot run are NaN."""
+    from joblib import Parallel, delayed
+
+    names = tuple(dict.fromkeys(column.name for column in columns))
+    groups = _layout_groups(observations, parameters)
+    work = (delayed(_predict_group)(group, names) for group in groups)
+    found: dict[int, RunPrediction] = {}
+    for done, (group, answers) in enumerate(
+        zip(groups, Parallel(n_jobs=jobs, return_as="generator")(work), strict=True)
+    ):
+        found.update({item.run: answer for item, answer in zip(group, answers, strict=True) if answer is not None})
+        if progress is not None:
+            progress(done + 1, len(groups), group[0].scenario.model.name)
+    return _assemble(observations, columns, names, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    run: int
+    scenario: Scenario
+    metrics: tuple[str, ...]
+
+
+def _layout_groups(observations: Observations, parameters: ParameterSet) -> list[list[_Member]]:
+    """Runs by what their step tables depend on."""
+    metrics: dict[int, list[str]] = {}
+    for run, metric in observations.index:
+        metrics.setdefault(run, []).append(metric)
+    groups: dict[bytes, list[_Member]] = {}
+    for index, names in metrics.items():
+        run = observations.runs[index]
+        scenario = scenario_of(run, parameters)
+        key = msgspec.json.encode(
+            (scenario.model.name, scenario.cluster, scenario.deployment, scenario.routing, run.site, scenario.seed)
+        )
+        groups.setdefault(key, []).append(_Member(index, scenario, tuple(names)))
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def scenario_of(run: MeasuredRun, parameters: ParameterSet | None = None) -> Scenario:
+    """The scenario of a run under `parameters` (or the shipped set), with its site's constants where they are known.
+
+    Raises:
+        InputError: the run is no valid scenario.
+    """
+    scenario = make_scenario(run.request)
+    chosen = parameters or scenario.parameters
+    if run.site in chosen.sites:
+        chosen = at_site(chosen, run.site)
+    return msgspec.structs.replace(scenario, parameters=chosen)
+
+
+def _predict_group(group: list[_Member], names: tuple[str, ...]) -> list[RunPrediction | None]:
+    answers = predict_with_slopes([item.scenario for item in group], [item.metrics for item in group], names)
+    return [None if isinstance(answer, str) else answer for answer in answers]
+
+
+def _assemble(
+    observations: Observations, columns: Sequence[Column], names: Sequence[str], found: Mapping[int, RunPrediction]
+) -> tuple[FloatArray, FloatArray]:
+    rows = len(observations.index)
+    logs, slopes = np.full(rows, np.nan), np.zeros((rows, len(columns)))
+    position = {(column.name, column.site): index for index, column in enumerate(columns)}
+    for row, (run, metric) in enumerate(observations.index):
+        answer = found.get(run)
+        if answer is None or not answer.values[metric] > 0:
+            continue
+        logs[row] = math.log(answer.values[metric])
+        site = observations.runs[run].site
+        for name, slope in zip(names, answer.slopes[metric].tolist(), strict=True):
+            index = position.get((name, site), position.get((name, "")))
+            if index is not None:
+                slopes[row, index] = slope
+    return logs, slopes
+
+
+def fit_runs(
+    base: ParameterSet,
+    observations: Observations,
+    columns: Sequence[Column],
+    *,
+    site_log_sd: float = 0.6,
+    jobs: int = -1,
+    max_rounds: int = 6,
+    progress: Progress | None = None,
+) -> tuple[ParameterSet, FitResult]:
+    """Move the constants of `columns` until simulated runs agree with the measured ones.
+
+    Each round simulates every run once and solves the linearised problem within a factor of two of where it
+    stands. Priors are the base set's; a site's constants have the base's estimate with `site_log_sd` at least.
+
+    Raises:
+        InputError: no run can be predicted.
+    """
+    current, result = base, None
+    priors = [_prior(base, column, site_log_sd) for column in columns]
+    for _ in range(max_rounds):
+        logs, slopes = linearise(observations, current, columns, jobs, progress)
+        usable = np.isfinite(logs)
+        if not usable.any():
+            raise InputError("calibrate: none of the runs can be predicted")
+        at = np.log([value_of(current, column) for column in columns])
+        free = [_within(prior, float(np.exp(point))) for prior, point in zip(priors, at, strict=True)]
+        result = fit(
+            free,
+            _linear(logs[usable], slopes[usable], at, columns),
+            observations.measured[usable],
+            observations.noise[usable],
+            jacobian=lambda _, inner=slopes[usable]: inner,
+        )
+        moved = np.log([item.value for item in result.estimates]) - at
+        current = apply_estimates(current, columns, result)
+        if np.abs(moved).max() < _CONVERGED:
+            break
+    assert result is not None
+    return current, result
+
+
+def _prior(base: ParameterSet, column: Column, site_log_sd: float) -> FreeParameter:
+    known = base.parameters[column.name]
+    deviation = max(known.log_sd, site_log_sd) if column.site else known.log_sd
+    return FreeParameter(column.key, known.value, deviation)
+
+
+def _within(prior: FreeParameter, at: float) -> FreeParameter:
+    factor = math.exp(_LARGEST_MOVE)
+    return FreeParameter(prior.name, prior.prior, prior.log_sd, low=at / factor, high=at * factor)
+
+
+def _linear(
+    logs: FloatArray, slopes: FloatArray, at: FloatArray, columns: Sequence[Column]
+) -> Callable[[Mapping[str, float]], FloatArray]:
+    keys = [column.key for column in columns]
+
+    def predict(values: Mapping[str, float]) -> FloatArray:
+        return np.exp(logs + slopes @ (np.log([values[key] for key in keys]) - at))
+
+    return predict
+
+
+def value_of(parameters: ParameterSet, column: Column) -> float:
+    """The constant that a column stands for; the general one where the site has none yet."""
+    known = parameters.sites.get(column.site, {}).get(column.name, parameters.parameters[column.name])
+    return known.value
+
+
+def apply_estimates(parameters: ParameterSet, columns: Iterable[Column], result: FitResult) -> ParameterSet:
+    """The set with fitted estimates in place, of all and of each site."""
+    general = dict(parameters.parameters)
+    sites = {name: dict(constants) for name, constants in parameters.sites.items()}
+    for column, estimate in zip(columns, result.estimates, strict=True):
+        known = general[column.name]
+        status = "at_bound" if estimate.at_bound else "prior_only" if estimate.prior_only else "fitted"
+        moved = msgspec.structs.replace(known, value=estimate.value, log_sd=estimate.log_sd, status=status)
+        target: dict[str, Parameter] = sites.setdefault(column.site, {}) if column.site else general
+        target[column.name] = moved
+    return msgspec.structs.replace(parameters, parameters=general, sites=sites)
