@@ -20,6 +20,8 @@ from moesim.errors import InputError
 
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 20
+_LARGEST = 1e60
+"""Numbers beyond it are damage; products of two below it stay finite."""
 _FLAWS = (
     OSError,
     EOFError,
@@ -142,13 +144,18 @@ class Cells:
 
 
 def parse_number(text: str, place: str) -> float:
-    """`text` as a finite number. Raises InputError naming `place`."""
+    """`text` as a number, as in `check_number`. Raises InputError naming `place`."""
     try:
         value = float(text.replace(",", ""))
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{place} is {text[:80]!r}, must be a finite number")
+        raise InputError(f"{place} is {text[:80]!r}, must be a number") from None
+    return check_number(value, place)
+
+
+def check_number(value: float, place: str) -> float:
+    """The value itself. Raises InputError when it is infinite, NaN, or beyond any measured quantity."""
+    if not abs(value) < _LARGEST:
+        raise InputError(f"{place} is {value}, must be a finite number below {_LARGEST:g}")
     return value
 
 

@@ -25,6 +25,7 @@ _OCCUPANCY = (
     "Achieved Occupancy",
     "est. achieved occupancy %",
 )
+_TICK_S = 0.9e-9
 _INSTANCE = re.compile(r"^(?P<name>.+)\[\d+\]$")
 
 
@@ -47,8 +48,10 @@ class Traffic:
 
     @property
     def bytes_per_s(self) -> float | None:
-        """Achieved bandwidth; None without bytes or without a time."""
-        return self.total_bytes / self.duration_s if self.total_bytes is not None and self.duration_s else None
+        """Achieved bandwidth; None without bytes or without a time of at least a tick of the tools' clocks."""
+        if self.total_bytes is None or self.duration_s is None or self.duration_s < _TICK_S:
+            return None
+        return self.total_bytes / self.duration_s
 
 
 def measure_traffic(profile: Profile) -> tuple[Traffic, ...]:
@@ -135,7 +138,7 @@ def _occupancy(values: Values, device: Device | None) -> float | None:
     level, quarter = values.get("SQ_LEVEL_WAVES_ACCUM"), values.get("SQ_WAVE_CYCLES")
     waves = level if level is not None else 4 * quarter if quarter is not None else None
     active = values.get("GRBM_GUI_ACTIVE")
-    if waves is None or not active:
+    if waves is None or active is None or active < 1:
         return None
     return waves / (active / (device.dies or 1)) / (device.compute_units * device.waves_per_unit)
 

@@ -24,7 +24,7 @@ from calibration.profilers.building import (
 from calibration.profilers.database import Database, open_database, optional_whole, whole
 from calibration.profilers.steps import StepFinder, choose_steps, looks_like_step, make_step
 from calibration.profilers.tables import Device, Profile, Step
-from calibration.sources import LIMITS, Limits
+from calibration.sources import LIMITS, Limits, check_number
 from moesim.errors import InputError
 
 _DISPATCH = "rocpd_kernel_dispatch"
@@ -150,7 +150,9 @@ class _Recording:
                 raise InputError(
                     f"{self._database.path}: a counter reading of dispatch {raw.dispatch} has no name or no value"
                 )
-            counters.add(raw, named[0], float(value), event, named[1])
+            counters.add(
+                raw, named[0], check_number(float(value), f"{self._database.path}: {named[0]}"), event, named[1]
+            )
 
     def marks(self) -> list[tuple[str, int, int]]:
         """(name, start, end) of all ranges: markers and API calls."""

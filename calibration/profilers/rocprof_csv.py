@@ -18,6 +18,7 @@ from calibration.sources import LIMITS, Cells, Limits, read_table
 
 _NO_COUNTERS = "counters: this file has no counter columns (rocprofv3 --pmc writes them to another file)"
 _NO_STEPS = "steps: rocprofv3's CSV files hold no marker ranges beside the kernels"
+_SERIALISED = "kernels were run one by one to read counters: gaps between them are the profiler's"
 _ROUNDED = "timestamps in exponent form were rounded by a spreadsheet: no start or duration is read from them"
 _DESCRIPTION = re.compile(
     r"^(dispatch_id|kernel_name|kernel_id|gpu_id|agent_id|queue_id|queue-id|queue-index|pid|tid|process_id|thread_id|guid"
@@ -120,7 +121,11 @@ def _read_long(path: Path, rows: Iterator[Cells]) -> Profile:
         counters=counters.make(),
         devices=find_device(path, {kernel.device for kernel in kernels.values()}),
         absent=(_NO_STEPS,),
-        remarks=(*remarks, *_passes(len(kernels), len({run[:2] for run in kernels if isinstance(run, tuple)}))),
+        remarks=(
+            _SERIALISED,
+            *remarks,
+            *_passes(len(kernels), len({run[:2] for run in kernels if isinstance(run, tuple)})),
+        ),
     )
 
 
@@ -146,7 +151,7 @@ def _read_wide(path: Path, rows: Iterator[Cells]) -> Profile:
         counters=made,
         devices=find_device(path, {kernel.device for kernel in kernels}),
         absent=(_NO_STEPS,) if made else (_NO_COUNTERS, _NO_STEPS),
-        remarks=tuple(remarks),
+        remarks=(_SERIALISED, *remarks) if made else tuple(remarks),
     )
 
 

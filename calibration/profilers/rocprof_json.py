@@ -10,7 +10,7 @@ import msgspec
 
 from calibration.profilers.building import CounterTable, RawKernel, blocks_of, check_span, make_kernels
 from calibration.profilers.tables import Device, Profile, Size
-from calibration.sources import LIMITS, Limits, read_json
+from calibration.sources import LIMITS, Limits, check_number, read_json
 from moesim.errors import InputError
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -215,7 +215,8 @@ def _collect(named: _Named, collections: Sequence[_Collection], counters: Counte
                 handle = reading.counter_id.handle
                 place = f"{named.path}: dispatch {raw.dispatch}"
                 raise InputError(f"{place} names counter {handle}, which the file does not describe")
-            counters.add(raw, counter, reading.value, start or index)
+            value = check_number(reading.value, f"{named.path}: {counter} of dispatch {raw.dispatch}")
+            counters.add(raw, counter, value, start or index)
     return raws
 
 

@@ -125,7 +125,7 @@ def _occupancy(events: Sequence[_Event], raws: Sequence[RawKernel], path: Path) 
     found: list[Counter] = []
     for raw in raws:
         value = _args(events[raw.dispatch or 0]).get(_OCCUPANCY)
-        if value is not None:
+        if value:  # Kineto writes 0 for kernels whose launch it cannot estimate
             number = parse_number(str(value), f"{path}: {_OCCUPANCY} of {raw.name[:60]}")
             found.append(_estimate(raw.name, raw.device, raw.dispatch, number))
     return found
