@@ -38,20 +38,17 @@ def estimate(
 ) -> None:
     """Break one decode step and one prompt down by operator, say what limits them, and give the memory plan.
 
-    No simulation: no queueing, every rank busy. Example: moesim estimate --model dbrx --hardware h200 --gpus 4
+    No simulation: no queueing, every rank busy with --batch sequences.
+
+    Example: moesim estimate --model dbrx --hardware h200 --gpus 4
     """
     words = {name: value for name, value in locals().items() if name not in {"batch", "as_json", "csv"}}
-    from moesim.cli.output import print_json, write_csv
+    from moesim.cli.output import deliver
     from moesim.planner.steady_state import steady_state
     from moesim.words import to_scenario
 
     answer = steady_state(to_scenario(words), batch)
-    if csv:
-        write_csv(csv, answer.rows())
-    elif as_json:
-        print_json(answer.to_dict())
-    else:
-        _show(answer)
+    deliver(answer.rows(), answer.to_dict, lambda: _show(answer), as_json, csv)
 
 
 def _show(answer: Any) -> None:

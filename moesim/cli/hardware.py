@@ -15,19 +15,16 @@ def hardware(
     csv: CsvFile = None,
 ) -> None:
     """List the accelerators, or show one with its measured figures, parameter set and the source of each value."""
-    from moesim.cli.output import print_json, print_table, write_csv
+    from moesim.cli.output import deliver, print_rows
     from moesim.specs.catalog import get_hardware, list_hardware
 
     rows = [_row(item) for item in ([get_hardware(name)] if name else list_hardware().values())]
-    if csv:
-        write_csv(csv, rows)
-        return
     if name:
-        _show(get_hardware(name), as_json)
-    elif as_json:
-        print_json({"hardware": rows})
+        item = get_hardware(name)
+        deliver(rows, lambda: _document(item), lambda: _show(item), as_json, csv)
     else:
-        print_table("Hardware", rows, "Dense peak rates from data sheets. moesim hardware NAME: sources")
+        note = "Dense peak rates from data sheets. moesim hardware NAME: sources"
+        print_rows("Hardware", rows, {"hardware": rows}, as_json, csv, note)
 
 
 def _row(item: Any) -> dict[str, Any]:
@@ -49,14 +46,15 @@ def _row(item: Any) -> dict[str, Any]:
     }
 
 
-def _show(item: Any, as_json: bool) -> None:
+def _document(item: Any) -> dict[str, Any]:
     import msgspec
 
-    from moesim.cli.output import print_json, print_table
+    return {**_row(item), "data_sheet": msgspec.to_builtins(item)}
 
-    if as_json:
-        print_json({"hardware": msgspec.to_builtins(item), **_row(item)})
-        return
+
+def _show(item: Any) -> None:
+    from moesim.cli.output import print_table
+
     print_table(item.name, [_row(item)])
     if item.published:
         print_table("Measured", [{"figure": key, "value": value} for key, value in item.published.items()])

@@ -17,21 +17,16 @@ def models(
     csv: CsvFile = None,
 ) -> None:
     """List the models, or show one with counts computed from its architecture and the source of each value."""
-    from moesim.cli.output import print_json, print_table, write_csv
+    from moesim.cli.output import deliver, print_rows
     from moesim.specs.catalog import get_model, list_models
 
     rows = [_row(model) for model in ([get_model(name)] if name else list_models().values())]
-    if csv:
-        write_csv(csv, rows)
-        return
     if name:
-        _show(get_model(name), as_json)
-    elif as_json:
-        print_json({"models": rows})
+        model = get_model(name)
+        deliver(rows, lambda: _document(model), lambda: _show(model), as_json, csv)
     else:
-        print_table(
-            "Models", rows, "Counts are computed; active counts embeddings and head. moesim models NAME: sources"
-        )
+        note = "Counts are computed; active counts embeddings and head. moesim models NAME: sources"
+        print_rows("Models", rows, {"models": rows}, as_json, csv, note)
 
 
 def _row(model: Any) -> dict[str, Any]:
@@ -52,19 +47,26 @@ def _row(model: Any) -> dict[str, Any]:
     }
 
 
-def _show(model: Any, as_json: bool) -> None:
+def _parts(model: Any) -> dict[str, int]:
     import msgspec
 
-    from moesim.cli.output import print_json, print_table
     from moesim.specs.model import count_parameters
 
     counts = count_parameters(model)
     parts = {**msgspec.structs.asdict(counts), "total": counts.total, "active": counts.active}
-    parts["active_without_input_embedding"] = counts.active_without_input_embedding
-    if as_json:
-        print_json({"model": msgspec.to_builtins(model), "parameters": parts, **_row(model)})
-        return
+    return parts | {"active_without_input_embedding": counts.active_without_input_embedding}
+
+
+def _document(model: Any) -> dict[str, Any]:
+    import msgspec
+
+    return {**_row(model), "parameters": _parts(model), "architecture": msgspec.to_builtins(model)}
+
+
+def _show(model: Any) -> None:
+    from moesim.cli.output import print_table
+
     print_table(f"{model.name} ({model.huggingface_id})", [_row(model)])
-    print_table("Parameters by part", [{"part": key, "weights": value} for key, value in parts.items()])
+    print_table("Parameters by part", [{"part": key, "weights": value} for key, value in _parts(model).items()])
     if model.sources:
         print_table("Sources", [{"field": key, "source": value} for key, value in model.sources.items()])

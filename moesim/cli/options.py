@@ -23,7 +23,7 @@ def _flag(name: str, text: str, panel: str) -> typer.models.OptionInfo:
 ModelName = Annotated[str, _flag("--model", "Model name, Hugging Face id, or path to a config.json.", _WHAT)]
 HardwareName = Annotated[str, _flag("--hardware", "Accelerator, for example h200 or mi300x.", _WHAT)]
 Gpus = Annotated[int | None, _flag("--gpus", "Accelerators in all.", _WHAT)]
-Nodes = Annotated[int | None, _flag("--nodes", "Nodes they are spread over [default: the fewest].", _WHAT)]
+Nodes = Annotated[int | None, _flag("--nodes", "Nodes they are spread over (default: the fewest).", _WHAT)]
 Seed = Annotated[int, _flag("--seed", "Seed of every random draw.", _WHAT)]
 RoutingText = Annotated[
     str,
@@ -34,9 +34,9 @@ RoutingText = Annotated[
     ),
 ]
 ParameterFile = Annotated[
-    str | None, _flag("--parameters", "Parameter set by name or YAML file [default: the best for the hardware].", _WHAT)
+    str | None, _flag("--parameters", "Parameter set by name or YAML file (default: the best for the hardware).", _WHAT)
 ]
-Tp = Annotated[int | None, _flag("--tp", "Tensor-parallel size [default: what gpus leave].", _SIZES)]
+Tp = Annotated[int | None, _flag("--tp", "Tensor-parallel size (default: what gpus leave).", _SIZES)]
 Dp = Annotated[int | None, _flag("--dp", "Data-parallel size (independent replicas unless --ep).", _SIZES)]
 Ep = Annotated[int | None, _flag("--ep", "Expert-parallel size (vLLM: tp x dp).", _SIZES)]
 Pp = Annotated[int, _flag("--pp", "Pipeline-parallel size.", _SIZES)]
@@ -52,17 +52,17 @@ Concurrency = Annotated[int | None, _flag("--concurrency", "Closed loop: request
 RequestRate = Annotated[float | None, _flag("--request-rate", "Open loop: requests/s (inf: all at once).", _LOAD)]
 Burstiness = Annotated[float, _flag("--burstiness", "Shape of the arrival gaps (1: Poisson, below: bursty).", _LOAD)]
 TraceFile = Annotated[str | None, _flag("--trace", "CSV/JSONL of arrival_s, input_tokens, output_tokens.", _LOAD)]
-NumPrompts = Annotated[int | None, _flag("--num-prompts", "Requests [default: 4 waves, at least 100].", _LOAD)]
+NumPrompts = Annotated[int | None, _flag("--num-prompts", "Requests (default: 4 waves, at least 100).", _LOAD)]
 SharedPrefix = Annotated[int, _flag("--shared-prefix-len", "First tokens that all prompts share.", _LOAD)]
 CachedPrefix = Annotated[int, _flag("--cached-prefix-len", "First tokens already cached before the run.", _LOAD)]
 FrontendName = Annotated[
-    str | None, _flag("--frontend", "server, or offline (vllm.LLM in process) [default: server].", _ENGINE)
+    str | None, _flag("--frontend", "server, or offline (vllm.LLM in process) (default: server).", _ENGINE)
 ]
 MaxNumSeqs = Annotated[
     int | None, _flag("--max-num-seqs", "Most sequences in flight a rank: the queue depth.", _ENGINE)
 ]
 MaxBatchedTokens = Annotated[int | None, _flag("--max-num-batched-tokens", "Token budget of a step.", _ENGINE)]
-MaxModelLen = Annotated[int | None, _flag("--max-model-len", "Longest sequence [default: the model's].", _ENGINE)]
+MaxModelLen = Annotated[int | None, _flag("--max-model-len", "Longest sequence (default: the model's).", _ENGINE)]
 EnforceEager = Annotated[bool, _flag("--enforce-eager", "No CUDA/HIP graphs.", _ENGINE)]
 PrefixCaching = Annotated[
     bool, _flag("--enable-prefix-caching/--no-enable-prefix-caching", "Reuse the KV cache of equal prefixes.", _ENGINE)
@@ -76,7 +76,7 @@ AsyncScheduling = Annotated[
 KvDtype = Annotated[str, _flag("--kv-cache-dtype", "auto, bfloat16 or fp8.", _ENGINE)]
 Quantization = Annotated[
     str | None,
-    _flag("--quantization", "fp8, fp8_block, int4, mxfp4, nvfp4 or none [default: the checkpoint].", _ENGINE),
+    _flag("--quantization", "fp8, fp8_block, int4, mxfp4, nvfp4 or none (default: the checkpoint).", _ENGINE),
 ]
 MemoryUtilization = Annotated[float, _flag("--gpu-memory-utilization", "Share of memory the engine takes.", _ENGINE)]
 GenerationLen = Annotated[int | None, _flag("--generation-len", "Tokens to generate.", _DIFFUSION)]

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from moesim.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
 
@@ -51,6 +49,34 @@ def print_table(title: str, rows: Sequence[dict[str, Any]], note: str = "") -> N
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     stdout().print(table)
+
+
+def deliver(
+    rows: Sequence[dict[str, Any]],
+    document: Callable[[], Any],
+    show: Callable[[], None],
+    as_json: bool,
+    csv_file: str | None,
+) -> None:
+    """Hand an answer over: rows to the CSV file, and the JSON document or the tables to stdout.
+
+    A CSV file of '-' takes stdout for itself.
+    """
+    if csv_file == "-" and as_json:
+        raise InputError("--csv - and --json: both would go to stdout; give --csv a file")
+    if csv_file:
+        write_csv(csv_file, rows)
+    if as_json:
+        print_json(document())
+    elif csv_file != "-":
+        show()
+
+
+def print_rows(
+    title: str, rows: Sequence[dict[str, Any]], document: Any, as_json: bool, csv_file: str | None, note: str = ""
+) -> None:
+    """Deliver an answer that is one table."""
+    deliver(rows, lambda: document, lambda: print_table(title, rows, note), as_json, csv_file)
 
 
 def _cell(value: Any) -> str:

@@ -50,11 +50,14 @@ def recommend(
 ) -> None:
     """Rank every deployment that fits (five placement strategies, queue depths 4 to 256) by simulation.
 
-    Without --request-rate or --trace every slot of the queue is kept busy. Nothing that does not fit in memory
-    is offered. Example: moesim recommend --model deepseek-v3 --hardware mi300x --gpus 8 --tpot-slo 50
+    Without --request-rate or --trace every slot of the queue is kept busy. With limits, those that meet them come
+    first. Nothing that does not fit in memory is offered. The answer names what limits the winner, the next best
+    strategy, what a deeper or shallower queue would change, and the command that starts the server.
+
+    Example: moesim recommend --model deepseek-v3 --hardware mi300x --gpus 8 --tpot-slo 50
     """
     words = {name: value for name, value in locals().items() if name not in _NOT_WORDS}
-    from moesim.cli.output import print_json, progress, write_csv
+    from moesim.cli.output import deliver, progress
     from moesim.planner.recommendation import candidate_row
     from moesim.planner.search import Goal, check_goal, recommend_scenario
     from moesim.scenarios import make_planning_scenario
@@ -64,12 +67,8 @@ def recommend(
     scenario = make_planning_scenario(to_request(words))
     with progress("simulating") as update:
         answer = recommend_scenario(scenario, goal, top=max(top, 1), progress=update)
-    if csv:
-        write_csv(csv, [candidate_row(item, rank) for rank, item in enumerate(answer.candidates, start=1)])
-    elif as_json:
-        print_json(answer.to_dict())
-    else:
-        show_recommendation(scenario, answer)
+    rows = [candidate_row(item, rank) for rank, item in enumerate(answer.candidates, start=1)]
+    deliver(rows, answer.to_dict, lambda: show_recommendation(scenario, answer), as_json, csv)
 
 
 _NOT_WORDS = {"ttft_slo", "tpot_slo", "objective", "top", "as_json", "csv"}

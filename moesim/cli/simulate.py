@@ -54,10 +54,6 @@ def simulate(
     cfg_scale: o.CfgScale = 0.0,
     cache: o.CacheName = None,
     expert_execution: o.ExpertExecution = "grouped",
-    experiment: Annotated[
-        str | None,
-        typer.Option("--experiment", help="Run all rows of an experiment YAML (single_gpu, multi_gpu, ...)."),
-    ] = None,
     perfetto: Annotated[
         str | None, typer.Option("--perfetto", help="Write a timeline for ui.perfetto.dev to this file.")
     ] = None,
@@ -66,31 +62,28 @@ def simulate(
 ) -> None:
     """Predict latency, throughput, memory and utilisation of one deployment under one load.
 
+    Give one of --concurrency (clients that wait for their answers), --request-rate (arrivals, whoever waits) or
+    --trace; without any, 16 clients. Sizes that are not given follow from --gpus: tensor parallelism takes them all.
+    Data-parallel replicas are independent servers unless --ep spreads the experts over them.
+
     Example: moesim simulate --model mixtral-8x7b --hardware h200 --gpus 8 --concurrency 64
     """
     words = {name: value for name, value in locals().items() if name not in _NOT_WORDS}
-    if experiment is not None:
-        _run_experiment(experiment, as_json, csv)
-        return
     _run_one(words, perfetto, as_json, csv)
 
 
-_NOT_WORDS = {"experiment", "perfetto", "as_json", "csv"}
+_NOT_WORDS = {"perfetto", "as_json", "csv"}
 
 
 def _run_one(words: dict[str, Any], perfetto: str | None, as_json: bool, csv: str | None) -> None:
-    from moesim.cli.output import print_json, write_csv
+    from moesim.cli.output import deliver
+    from moesim.metrics.row import result_row
     from moesim.simulation import simulate_scenario, simulate_with_trace
     from moesim.words import to_scenario
 
     scenario = to_scenario(words)
     result = simulate_scenario(scenario) if perfetto is None else _traced(scenario, perfetto, simulate_with_trace)
-    if csv:
-        write_csv(csv, [result_row(scenario, result)])
-    elif as_json:
-        print_json(result.to_dict())
-    else:
-        show_result(scenario, result)
+    deliver([result_row(scenario, result)], result.to_dict, lambda: show_result(scenario, result), as_json, csv)
 
 
 def _traced(scenario: Scenario, path: str, simulate_with_trace: Any) -> SimulationResult:
@@ -106,48 +99,6 @@ def _traced(scenario: Scenario, path: str, simulate_with_trace: Any) -> Simulati
     write_atomic(Path(path), to_perfetto(run))
     stderr().print(f"timeline written to {path}; open it at ui.perfetto.dev")
     return result
-
-
-def _run_experiment(name: str, as_json: bool, csv: str | None) -> None:
-    from moesim.cli.output import print_json, print_table, progress, write_csv
-    from moesim.experiments import load_experiment
-    from moesim.scenarios import make_scenario
-    from moesim.simulation import simulate_scenario
-
-    experiment = load_experiment(name)
-    rows: list[dict[str, Any]] = []
-    with progress(experiment.name) as update:
-        for done, request in enumerate(experiment.requests()):
-            update(done, experiment.size, request.model)
-            scenario = make_scenario(request)
-            rows.append(result_row(scenario, simulate_scenario(scenario)))
-    if csv:
-        write_csv(csv, rows)
-    elif as_json:
-        print_json({"experiment": experiment.name, "rows": rows})
-    else:
-        print_table(f"{experiment.name}: {experiment.description}", rows)
-
-
-def result_row(scenario: Scenario, result: SimulationResult) -> dict[str, Any]:
-    """One flat row: what ran, and what came out."""
-    deployment = scenario.deployment
-    row: dict[str, Any] = {
-        "model": scenario.model.name,
-        "hardware": scenario.cluster.accelerator.name,
-        "gpus": scenario.cluster.num_accelerators,
-        "tp": deployment.tensor_parallel_size,
-        "dp": deployment.data_parallel_size,
-        "ep": deployment.expert_parallel_size,
-        "pp": deployment.pipeline_parallel_size,
-        "max_num_seqs": deployment.max_num_seqs,
-        "output_tokens_per_s": result.output_tokens_per_s,
-    }
-    for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
-        value = getattr(result, name)
-        stem = name.removesuffix("_ms")
-        row |= {f"{stem}_p50_ms": value.p50 if value else None, f"{stem}_p99_ms": value.p99 if value else None}
-    return row | {"limited_by": result.breakdown.limited_by, "parameter_set": result.parameter_set}
 
 
 def show_result(scenario: Scenario, result: SimulationResult) -> None:
