@@ -10,8 +10,8 @@ from moesim.scenarios import Request
 class MeasuredRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A row of a file of measurements.
 
-    `measured` maps the file's column names to values; `engine` names software and version; `gpu` and `model`
-    are those of the request, for grouping.
+    `measured` maps the file's column names to values. `configuration` and `series` name what is left out together
+    in cross-validation (empty: the row alone). `site`: the machine, where its host or fabric is its own.
     """
 
     id: str
@@ -19,6 +19,10 @@ class MeasuredRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     request: Request
     measured: dict[str, float]
     flags: tuple[str, ...] = ()
+    configuration: str = ""
+    series: str = ""
+    site: str = ""
+    noise: float = 1.0
 
     @property
     def group(self) -> str:

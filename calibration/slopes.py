@@ -24,7 +24,7 @@ from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 _STEP = 0.01
-_SERVER = ("server_request_s", "server_response_s")
+_SERVER = ("server_request_s", "server_token_s", "server_response_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _prediction(
     slopes = _step_slopes(models, table, names, weights)
     shares = _engine_shares(run, table)
     for kind, share in shares.items():
-        slopes[kind] = slopes[kind] * share + _server_slopes(scenario.parameters, names, 1 - share)
+        slopes[kind] = slopes[kind] * share + _server_slopes(scenario, names, 1 - share)
     slopes["throughput"] = -slopes["elapsed"]
     result = summarize(scenario, run)
     return RunPrediction(
@@ -144,7 +144,9 @@ def _engine_shares(run: ServingRun, table: StepTable) -> dict[str, float]:
     return {"ttft": min(in_engine_s / waited_s, 1.0), "elapsed": min(busy_s / run.elapsed_s, 1.0)}
 
 
-def _server_slopes(parameters: ParameterSet, names: Sequence[str], share: float) -> FloatArray:
-    """The server's share of a latency, divided between its constants in proportion to their size."""
-    total = sum(parameters[name] for name in _SERVER)
-    return np.array([share * parameters[name] / total if name in _SERVER else 0.0 for name in names])
+def _server_slopes(scenario: Scenario, names: Sequence[str], share: float) -> FloatArray:
+    """The server's share of a latency, divided between its constants in proportion to what each costs a request."""
+    cost = {name: scenario.parameters[name] for name in _SERVER}
+    cost["server_token_s"] *= scenario.workload.input_tokens
+    total = sum(cost.values())
+    return np.array([share * cost[name] / total if name in cost else 0.0 for name in names])

@@ -31,9 +31,31 @@ def read_row(row: Row) -> MeasuredRun | str:
         enforce_eager=row.text("exec_mode") == "eager",
     )
     flags = tuple(part for part in row.text("flags").split(";") if part)
+    session = row.text("session")
     return MeasuredRun(
-        id=row.identity, engine="vllm", request=request, measured=row.measured(METRICS), flags=flags
+        id=row.identity,
+        engine="vllm",
+        request=request,
+        measured=row.measured(METRICS),
+        flags=flags,
+        configuration=f"{session}/concurrency {row.text('max_concurrency')}",
+        series=session,
+        site=_site(session),
     )
+
+
+_MACHINES = ("a80x2", "a80x1", "a40x4", "a40x1")
+_SINGLE = ("a40x1",)
+
+
+def _site(session: str) -> str:
+    """The machine of a session: sessions on as many cards of a kind share it, single 40 GB cards do not.
+
+    OLMoE and Qwen on one A100-40GB ran on different hosts (the README of the data; launch times differ).
+    """
+    model, _, rest = session.partition("-")
+    machine = next((name for name in _MACHINES if rest.startswith(name)), "")
+    return f"{machine}-{model}" if machine in _SINGLE else machine
 
 
 def _cached(state: str, tokens: int) -> int:

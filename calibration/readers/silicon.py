@@ -8,6 +8,9 @@ from moesim.errors import InputError
 from moesim.scenarios import Request
 from moesim.specs.catalog import get_model
 
+_MEAN_LENGTH, _SPREAD = 0.9, 1 / 9
+"""Lengths are drawn evenly from 0.8 to 1.0 of the nominal ones (RANDOM_RANGE_RATIO of the InferenceX client)."""
+
 METRICS = ("silicon_ttft_ms", "silicon_tpot_ms")
 _WAVES = 10
 """The number of prompts is not recorded; the source's harness sends about ten waves of the concurrency."""
@@ -32,13 +35,31 @@ def read_row(row: Row) -> MeasuredRun | str:
         tp=tp,
         dp=dp,
         ep=row.integer("moe_ep_size"),
-        input_len=row.integer("isl"),
-        output_len=row.integer("osl"),
+        input_len=round(_MEAN_LENGTH * row.integer("isl")),
+        output_len=round(_MEAN_LENGTH * row.integer("osl")),
+        range_ratio=_SPREAD,
+        enable_prefix_caching=False,
+        engine=row.text("backend"),
+        engine_version=row.text("backend_version"),
         concurrency=concurrency,
         num_prompts=_WAVES * concurrency,
         quantization=_quantization(row.text("moe_quant_mode"), model.dtypes.experts),
     )
-    return MeasuredRun(id=row.identity, engine=row.text("backend"), request=request, measured=row.measured(METRICS))
+    return MeasuredRun(
+        id=row.identity,
+        engine=row.text("backend"),
+        request=request,
+        measured=row.measured(METRICS),
+        series="/".join(row.text(name) for name in _SERIES),
+        site="inferencex",
+    )
+
+
+_SERIES = (
+    "model_path", "system", "backend", "backend_version", "moe_quant_mode", "isl", "osl",
+    "tp_size", "attention_dp_size", "moe_ep_size",
+)  # fmt: skip
+"""Columns that all points of one concurrency sweep share."""
 
 
 def _quantization(mode: str, checkpoint: str) -> str:

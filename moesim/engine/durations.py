@@ -20,26 +20,35 @@ _OFFSETS = np.arange(4096, dtype=float)
 
 @dataclass(slots=True)
 class SegmentTimes:
-    """Step times of a segment: `durations` and absolute `ends` in seconds, and its sizes as run."""
+    """Step times of a segment: `durations` and absolute `ends` in seconds, its sizes as run, host time of a step."""
 
     start_s: float
     durations: Sequence[float]
     ends: Sequence[float]
     sizes: Sizes
+    host_s: float
 
     def ended_by(self, now: float, steps: int) -> int:
         """How many of the first `steps` steps have ended by `now`."""
         return bisect_right(self.ends, now, 0, steps)
 
+    def host_bound(self, step: int) -> bool:
+        """Whether the host, not the GPU, decided how long a step took."""
+        return self.durations[step] <= self.host_s * (1 + 1e-9)
+
 
 @dataclass(slots=True)
 class LinearStep:
-    """A batch whose step lasts serial + max(floor, fixed + spread * draw + attention(context))."""
+    """A batch whose step lasts serial + max(floor, fixed + spread * draw + attention(context)).
+
+    `host_s`: all host time of the step.
+    """
 
     fixed_s: float
     spread_s: float
     floor_s: float
     serial_s: float
+    host_s: float
     groups: int
     sizes: Sizes
 
@@ -63,25 +72,27 @@ def segment_times(
     gpu = step.fixed_s + step.spread_s * draws + attention / step.groups
     durations = step.serial_s + np.maximum(gpu, step.floor_s)
     ends = np.cumsum(np.concatenate([[start_s], durations]))[1:]
-    return SegmentTimes(start_s, durations.tolist(), ends.tolist(), step.sizes)
+    return SegmentTimes(start_s, durations.tolist(), ends.tolist(), step.sizes, step.host_s)
 
 
 def _short_segment(model: StepModel, plan: StepPlan, steps: int, first_step: int, start_s: float) -> SegmentTimes:
     """The same in plain floats, which is faster than arrays for a few steps of one rank."""
-    step = _decode_step(model, plan.decodes) if not plan.chunks else linear_step(model, [plan])
+    step = _known_step(model, plan)
     attention, noise = model.attention, model.noise_list
-    prefill = _prefill_s(model, plan)
+    decodes, context = plan.decodes, plan.context
+    fixed, spread, floor, serial, groups = step.fixed_s, step.spread_s, step.floor_s, step.serial_s, step.groups
+    prefill = _prefill_s(model, plan) if plan.chunks else 0.0
     durations: list[float] = []
     ends: list[float] = []
     clock = start_s
-    for offset in range(steps):
-        gpu = attention.decode_s(plan.decodes, plan.context + plan.decodes * offset) + prefill
-        gpu = step.fixed_s + step.spread_s * noise[(first_step + offset) % NOISE_STEPS] + gpu / step.groups
-        seconds = step.serial_s + (gpu if gpu > step.floor_s else step.floor_s)
+    for index in range(first_step, first_step + steps):
+        gpu = fixed + spread * noise[index % NOISE_STEPS] + (attention.decode_s(decodes, context) + prefill) / groups
+        seconds = serial + (gpu if gpu > floor else floor)
         clock += seconds
+        context += decodes
         durations.append(seconds)
         ends.append(clock)
-    return SegmentTimes(start_s, durations, ends, step.sizes)
+    return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
 
 
 def _attention_s(model: StepModel, plan: StepPlan, steps: int) -> FloatArray:
@@ -100,12 +111,12 @@ def _prefill_s(model: StepModel, plan: StepPlan) -> float:
     return model.attention.prefill_s(len(plan.chunks), plan.pairs, plan.window_pairs, plan.kv_tokens)
 
 
-def _decode_step(model: StepModel, decodes: int) -> LinearStep:
-    """A rank's decode batch, remembered by its size."""
-    known = model.decode_steps.get(decodes)
+def _known_step(model: StepModel, plan: StepPlan) -> LinearStep:
+    """A lone rank's step, remembered by all that it depends on."""
+    key = (plan.tokens, plan.rows, plan.decodes, len(plan.chunks))
+    known = model.known_steps.get(key)
     if known is None:
-        plan = StepPlan(1, decodes, 0, decodes, decodes)
-        known = model.decode_steps[decodes] = linear_step(model, [plan])
+        known = model.known_steps[key] = linear_step(model, [plan])
     return known  # pyright: ignore[reportReturnType]
 
 
@@ -131,6 +142,7 @@ def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:
         spread_s=model.routed_sd_s[group],
         floor_s=serial + launch if overlap else launch,
         serial_s=0.0 if overlap else serial,
+        host_s=serial + launch,
         groups=groups,
         sizes=(size, group, rows),
     )

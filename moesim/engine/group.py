@@ -90,6 +90,9 @@ class LockstepGroup:
         self._plans: list[StepPlan | None] = []
         self._times: SegmentTimes | None = None
         self._steps = 0
+        self._fresh = False
+        deployment = model.layout.deployment
+        self._in_process = deployment.async_scheduling and deployment.num_ranks == deployment.num_engines
 
     @property
     def load(self) -> int:
@@ -103,15 +106,44 @@ class LockstepGroup:
         times = self._times
         if times is None:
             rank.submit(request, busy=False)
+            self._fresh = True
             self._begin()
             return
         rank.submit(request, busy=True)
+        ended = times.ended_by(self._env.now, self._steps) if self._steps > 1 else 0
+        request.ready_step += ended
+        if self._in_process and self._still_launching(times, ended):
+            request.ready_step -= 1
         if self._steps > 1:
-            request.ready_step += times.ended_by(self._env.now, self._steps)
             steps = request.ready_step - self._step
-            if steps < self._steps and rank.slots() > 0:
+            if steps < self._steps and rank.slots_once_released() > 0:
                 self._steps = steps
                 self._arm(times)
+
+    def _still_launching(self, times: SegmentTimes, ended: int) -> bool:
+        """Whether the step after the running one is not fixed yet.
+
+        An engine that launches kernels in its own process (one GPU) fixes the next step when it has launched the
+        running one: at once while the GPU is behind, only at its end where the host decides. Engines with worker
+        processes fix it when the running step starts.
+        """
+        if times.host_bound(ended):
+            return True
+        return self._fresh and ended == 0 and self._env.now < times.start_s + times.host_s
+
+    def _delivery_delay_s(self, times: SegmentTimes, last: int) -> float:
+        """How long after the end of a step its tokens leave an engine that launches in its own process.
+
+        With one step in flight the results of a step are read after the next one is launched (measured: the time
+        to first token of eager runs on one GPU is two steps, on two GPUs one).
+        """
+        rank = self.ranks[0]
+        if not self._in_process or not rank.decodes:
+            return 0.0
+        if not ((self._fresh and last == 0) or times.host_bound(last)):
+            return 0.0
+        next_s = sum(self._model.host_s(rank.decodes, rank.decodes, False))
+        return max(0.0, next_s - max(0.0, times.durations[last] - times.host_s))
 
     def _arm(self, times: SegmentTimes) -> None:
         """Schedule the end of the running segment; an end armed earlier becomes void."""
@@ -161,17 +193,21 @@ class LockstepGroup:
         steps, now = self._steps, self._env.now
         self._record(self._times, steps)
         self._step += steps
+        started: list[Request] = []
         finished: list[Request] = []
         for rank, plan in zip(self.ranks, self._plans, strict=True):
             if plan is None:
                 rank.step += steps
                 continue
-            started, done = rank.complete(plan, steps)
-            for request in started:
-                self._on_started(request, now)
+            begun, done = rank.complete(plan, steps)
+            started += begun
             finished += done
+        delay_s = self._delivery_delay_s(self._times, steps - 1) if started or finished else 0.0
+        self._fresh = False
+        for request in started:
+            self._on_started(request, now + delay_s)
         for request in finished:
-            self._on_finished(request, now)
+            self._on_finished(request, now + delay_s)
         self._begin()
 
     def _record(self, times: SegmentTimes, steps: int) -> None:

@@ -96,6 +96,7 @@ class _Simulation:
         self._model = model
         self._memory = memory
         self._request_s = parameters["server_request_s"] if served else 0.0
+        self._token_s = parameters["server_token_s"] if served else 0.0
         self._response_s = parameters["server_response_s"] if served else 0.0
         self._arrival = scenario.workload.arrival
         self._requests = [table.request(index) for index in range(len(table))]
@@ -151,7 +152,7 @@ class _Simulation:
         request.sent_s = now
         engine = min(range(len(self._groups)), key=lambda index: (self._sent[index], self._frontend_free_s[index]))
         self._sent[engine] += 1
-        ready = max(now, self._frontend_free_s[engine]) + self._request_s
+        ready = max(now, self._frontend_free_s[engine]) + self._request_s + self._token_s * request.input_tokens
         self._frontend_free_s[engine] = ready
         request.engine = engine
         event = self._env.timeout(ready - now, request)
@@ -175,7 +176,7 @@ class _Simulation:
         self._sent[request.engine] -= 1
         if isinstance(self._arrival, ClosedLoop) and self._reserved < len(self._requests):
             self._reserved += 1
-            event = self._env.timeout(self._response_s)
+            event = self._env.timeout(request.last_token_s - self._env.now)
             event.callbacks.append(self._send_again)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _send_again(self, _: simpy.Event) -> None:
