@@ -1,0 +1,1 @@
+"""The command `moesim-hw`: one verb a file."""

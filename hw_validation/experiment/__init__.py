@@ -1,0 +1,1 @@
+"""What an experiment file asks to be measured: servers, runs, commands and their cost."""

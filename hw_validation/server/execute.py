@@ -1,0 +1,213 @@
+"""Measures planned runs into a log: one record a run, resumable, and only from servers that match the plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hw_validation.experiment.cost import WARM_UP_TOKENS, warm_up_batches
+from hw_validation.experiment.runs import PlannedRun, Server, group_by_server
+from hw_validation.machine import amd, nvidia
+from hw_validation.machine.gpus import Gpu, is_planned
+from hw_validation.machine.sampler import GpuSampler, choose_reader
+from hw_validation.records import Environment, Kind, Record, RecordLog, make_record
+from hw_validation.server.bench import BenchClient, BenchmarkError, bench_arguments, warm_up_arguments
+from hw_validation.server.cluster import start_all
+from hw_validation.server.counters import difference, read_counters
+from hw_validation.server.diffusion import measure_diffusion
+from hw_validation.server.offline import measure_offline
+from hw_validation.server.options import Outcome, RunOptions
+from hw_validation.server.prepare import prepare_folder
+from hw_validation.server.probe import Facts, check_facts, post, read_facts
+from hw_validation.server.process import RunningServer, ServerStartError
+from hw_validation.server.results import summarize_results
+from hw_validation.server.setup import make_setup, read_machine
+from moesim.errors import InputError
+from moesim.scenarios import make_scenario
+
+_MAX_FAILURES = 2
+
+
+def measure_runs(runs: list[PlannedRun], log_path: Path, options: RunOptions) -> Outcome:
+    """Measure what the log does not hold yet, server by server.
+
+    A run that fails is told and passed over; after two in a row the rest of its server's runs too.
+
+    Raises:
+        ServerMismatchError: a server is not the planned one. Nothing of it is recorded.
+        InputError: a snapshot is missing, or the site lacks what the plan needs.
+    """
+    log = RecordLog(log_path)
+    resumed = sum(run.key in log for run in runs)
+    failed: list[str] = []
+    machine = read_machine()
+    check_hardware(runs, nvidia.list_gpus() or amd.list_gpus())
+    for server, members in group_by_server(runs):
+        pending = [run for run in members if run.key not in log]
+        if not pending or time.monotonic() > options.stop_s:
+            continue
+        failed += _measure_group(server, pending, log, options, machine)
+        log = RecordLog(log_path)
+    done = sum(run.key in log for run in runs)
+    return Outcome(
+        recorded=done - resumed, resumed=resumed, failed=tuple(failed), complete=done == len(runs) and not failed
+    )
+
+
+def _measure_group(
+    server: Server, runs: list[PlannedRun], log: RecordLog, options: RunOptions, machine: Environment
+) -> list[str]:
+    """Measure one server's runs; the reasons of those that failed."""
+    if server.model.is_diffusion:
+        return measure_diffusion(runs, log, options, machine)
+    folder = prepare_folder(server, options.models_dir)
+    if server.deployment.frontend == "offline":
+        return measure_offline(server, runs, log.path, folder, options, machine)
+    try:
+        with ExitStack() as stack:
+            running = start_all(stack, server, folder, options)
+            clients = [
+                stack.enter_context(BenchClient(options.work_dir / f"client-{place}")) for place in range(len(running))
+            ]
+            return ServedRuns(server, running, clients, folder, log, options, machine).measure(runs)
+    except ServerStartError as error:
+        _tell(f"{server.name}: {error}")
+        return [f"{run.key}: {error}" for run in runs]
+
+
+class ServedRuns:
+    """The runs of one started server. Each batch size is warmed once, before the first run that reaches it."""
+
+    def __init__(
+        self,
+        server: Server,
+        running: list[RunningServer],
+        clients: list[BenchClient],
+        folder: Path,
+        log: RecordLog,
+        options: RunOptions,
+        machine: Environment,
+    ) -> None:
+        self._server, self._running, self._clients = server, running, clients
+        self._folder, self._log, self._options, self._machine = folder, log, options, machine
+        self._warmed: set[tuple[int, int]] = set()
+        self._source, self._reader = choose_reader()
+
+    def measure(self, runs: list[PlannedRun]) -> list[str]:
+        """Measure and record each run; the reasons of those that failed."""
+        failed: list[str] = []
+        in_a_row = 0
+        for run in runs:
+            if time.monotonic() > self._options.stop_s or in_a_row >= _MAX_FAILURES:
+                break
+            try:
+                record = self._measure_one(run)
+            except BenchmarkError as error:
+                _tell(f"{run.key}: failed: {error}")
+                failed.append(f"{run.key}: {error}")
+                in_a_row += 1
+                continue
+            self._log.append(record)
+            in_a_row = 0
+            _report(record)
+        return failed
+
+    def _measure_one(self, run: PlannedRun) -> Record:
+        facts = self._probe()
+        self._warm_up(run)
+        if self._server.deployment.enable_prefix_caching:
+            for server in self._running:
+                post(f"{server.base_url}/reset_prefix_cache")
+        before = [read_counters(server.base_url) for server in self._running]
+        with GpuSampler(self._reader, self._options.sample_period_s) as sampler:
+            results = self._drive(run)
+        after = [read_counters(server.base_url) for server in self._running]
+        self._probe()
+        values = summarize_results(results) | difference(before, after) | sampler.values()
+        values["server_start_s"] = max(server.start_s for server in self._running)
+        extra: dict[str, Any] = {"client": self._clients[0].kind, "gpu_samples_from": self._source}
+        setup = make_setup(self._server, self._machine, facts, extra)
+        return make_record(
+            kind_of(run), run.key, setup, describe_point(run), values=values, tables=_table(sampler.table())
+        )
+
+    def _probe(self) -> Facts:
+        """The servers' facts, each held against the plan; those of the first are recorded."""
+        facts = [read_facts(server.base_url) for server in self._running]
+        for found, server in zip(facts, self._running, strict=True):
+            check_facts(self._server, found, server.base_url)
+        return facts[0]
+
+    def _warm_up(self, run: PlannedRun) -> None:
+        for batch in warm_up_batches(make_scenario(run.request)):
+            shape = (batch, run.request.input_len)
+            if shape in self._warmed:
+                continue
+            share = max(1, batch // len(self._running))
+            for server, client in zip(self._running, self._clients, strict=True):
+                client.run(warm_up_arguments(run, self._folder, server.base_url, share, WARM_UP_TOKENS))
+            self._warmed.add(shape)
+
+    def _drive(self, run: PlannedRun) -> list[dict[str, Any]]:
+        """All replicas' clients at once, each with its share of the load."""
+        count = len(self._running)
+        with ThreadPoolExecutor(count) as pool:
+            calls = [
+                pool.submit(client.run, bench_arguments(run, self._folder, server.base_url, count, place))
+                for place, (server, client) in enumerate(zip(self._running, self._clients, strict=True))
+            ]
+            return [call.result() for call in calls]
+
+
+def check_hardware(runs: list[PlannedRun], gpus: list[Gpu]) -> None:
+    """Refuse runs that were planned for other GPUs than this machine's, or for more of them.
+
+    Raises:
+        InputError: naming both.
+    """
+    if not gpus:
+        raise InputError("hardware: no GPU is visible (neither nvidia-smi, amd-smi nor rocm-smi shows one)")
+    for run in runs:
+        server = run.server
+        if not is_planned(gpus[0].name, server.hardware):
+            raise InputError(
+                f"hardware: {run.key} was planned for {server.hardware}, this machine has {gpus[0].name}; "
+                f"choose its runs with --hardware"
+            )
+        if server.gpus // server.nodes > len(gpus):
+            raise InputError(
+                f"gpus: {run.key} needs {server.gpus // server.nodes} GPUs a node, this machine has {len(gpus)}"
+            )
+
+
+def kind_of(run: PlannedRun) -> Kind:
+    """Closed loop unless requests arrive at a rate; an offline batch is a closed loop that holds all its prompts."""
+    rate = run.request.request_rate
+    return "closed_loop" if rate is None or rate == float("inf") else "open_loop"
+
+
+def describe_point(run: PlannedRun) -> dict[str, Any]:
+    """What was asked: the request's words, the repeat and the seed of the prompts."""
+    words = msgspec.to_builtins(run.request)
+    return {**words, "repeat": run.repeat, "prompt_seed": run.seed}
+
+
+def _table(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """GPU samples as columns of a record's tables; none without samples."""
+    return {f"gpu_{name}": values for name, values in columns.items()} if columns["t_s"] else {}
+
+
+def _report(record: Record) -> None:
+    shown = ("output_tokens_per_s", "ttft_median_ms", "tpot_median_ms", "gpu_power_mean_w")
+    values = " ".join(f"{name}={record.values[name]:.4g}" for name in shown if record.values.get(name) is not None)
+    _tell(f"{record.key}: {values}")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

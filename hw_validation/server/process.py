@@ -1,0 +1,117 @@
+"""A server's life: started in its own process group, waited for, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from moesim.errors import InputError
+
+_POLL_S = 0.5
+_TAIL_LINES = 5
+_STOP_S = 20.0
+
+
+class ServerStartError(InputError):
+    """A server that did not become ready; the message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers at `base_url`; `start_s` is the time it took to become ready."""
+
+    base_url: str
+    start_s: float
+    log: Path
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(
+    command: list[str], variables: dict[str, str], port: int, log: Path, timeout_s: float
+) -> Generator[RunningServer, None, None]:
+    """Start a server and wait until /health answers; it is stopped when the block is left, by whatever way.
+
+    Raises:
+        ServerStartError: another server answers at the port, the command ended, or `timeout_s` passed.
+    """
+    base_url = f"http://127.0.0.1:{port}"
+    if answers(base_url):
+        raise ServerStartError(f"port {port}: another server answers there; stop it or choose another port")
+    begin = time.perf_counter()
+    with supervised(command, variables, log) as process:
+        wait_until_ready(base_url, process, log, timeout_s)
+        yield RunningServer(base_url=base_url, start_s=time.perf_counter() - begin, log=log)
+
+
+@contextmanager
+def supervised(
+    command: list[str], variables: dict[str, str], log: Path
+) -> Generator[subprocess.Popen[bytes], None, None]:
+    """Run `command` under the supervisor, its output in `log`; the group is stopped when the block is left."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "hw_validation.server.supervise", "--", *command]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=output, stderr=output, env=os.environ | variables, cwd=Path.cwd()
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Close the supervisor's input, which stops the group; insist when it does not end."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait(_STOP_S)
+
+
+def wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> None:
+    """Return when /health answers. Raises ServerStartError when the process ended or time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not answers(base_url):
+        code = process.poll()
+        if code is not None:
+            raise ServerStartError(f"the server ended with exit code {code} before it was ready: {tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerStartError(f"the server was not ready after {timeout_s:.0f} s: {tail(log)}")
+        time.sleep(_POLL_S)
+
+
+def answers(base_url: str) -> bool:
+    """Whether a server answers /health."""
+    try:
+        with urlopen(f"{base_url}/health", timeout=5):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, in one line."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"no log at {log}"
+    return " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip()) or f"{log} is empty"

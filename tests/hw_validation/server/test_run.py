@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.hw_validation.server.site import Site, alive, wait_for
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_every_run_leaves_one_record_and_no_process(site: Site) -> None:
+    code, output = site.run()
+    assert code == 0, output
+    records = site.records()
+    assert len({record["key"] for record in records}) == len(records) == 4
+    assert len(site.calls("serve")) == 2
+    assert not [pid for pid in site.pids() if alive(pid)]
+    first = records[0]
+    assert first["setup"]["weights"] == "dummy"
+    assert first["setup"]["engine_version"] == "0.99.fake"
+    assert first["setup"]["environment"]["gpu"] == "NVIDIA H200"
+    assert [record["setup"]["flags"]["enforce_eager"] for record in records] == [False, False, False, True]
+    values = first["values"]
+    assert values["ttft_median_ms"] == pytest.approx(50)
+    assert values["tpot_median_ms"] == pytest.approx(10)
+    assert values["e2e_median_ms"] == pytest.approx(50 + 7 * 10)
+    assert values["output_tokens_per_s"] == pytest.approx(8 * 8 / 2.0)
+    assert values["gpu_power_mean_w"] == pytest.approx(650.5)
+    assert values["preemptions"] == 0
+    assert first["tables"]["gpu_index"][:2] == [0, 1]
+
+
+def test_each_batch_size_is_warmed_once_before_its_run(site: Site) -> None:
+    site.run()
+    waves = [call for call in site.calls("bench") if "--save-detailed" not in call]
+    sizes = [int(call.split("--num-prompts ")[1].split()[0]) for call in waves]
+    assert sizes == [1, 2, 4, 1, 2]
+
+
+def test_prefix_cache_is_reset_before_every_run_or_off(site: Site) -> None:
+    site.run()
+    assert len(site.calls("post /reset_prefix_cache")) == 4
+    off = Site(site.folder / "off")
+    off.experiment["base"]["enable_prefix_caching"] = False
+    assert off.run()[0] == 0
+    assert not off.calls("post")
+    assert all("--no-enable-prefix-caching" in call for call in off.calls("serve"))
+
+
+def test_killed_run_goes_on_with_what_is_missing(site: Site) -> None:
+    site.variables["FAKE_BENCH_S"] = "1.5"
+    process = site.start()
+    assert wait_for(lambda: len(site.records()) == 1 and len(site.calls("bench")) > 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert wait_for(lambda: not [pid for pid in site.pids() if alive(pid)]), "the server outlived its runner"
+    kept = site.records()
+    with site.log.open("a") as stream:
+        stream.write('{"kind": "closed_loop", "key": "cut sh')
+    site.variables["FAKE_BENCH_S"] = "0"
+    code, output = site.run()
+    assert code == 0, output
+    assert f"{4 - len(kept)} runs recorded, {len(kept)} were there" in output
+    assert site.records()[: len(kept)] == kept
+    assert len(site.records()) == 4
+
+
+def test_complete_log_starts_no_server(site: Site) -> None:
+    site.run()
+    started = len(site.calls("serve"))
+    code, output = site.run()
+    assert code == 0
+    assert "0 runs recorded, 4 were there" in output
+    assert len(site.calls("serve")) == started
+
+
+@pytest.mark.parametrize(
+    ("facts", "complaint"),
+    [
+        ({"parallel_config": {"tensor_parallel_size": 2}}, "tensor_parallel_size: planned 1, found 2"),
+        ({"parallel_config": {"enable_expert_parallel": True}}, "enable_expert_parallel: planned False, found True"),
+        ({"model_config": {"enforce_eager": True}}, "enforce_eager: planned False, found True"),
+        ({"compilation_config": {"cudagraph_mode": "NONE"}}, "cudagraph_mode: planned graphs, found NONE"),
+        ({"load_config": {"load_format": "auto"}}, "load_format: planned dummy, found auto"),
+        ({"scheduler_config": {"max_num_seqs": 7}}, "max_num_seqs: planned 1024, found 7"),
+    ],
+)
+def test_server_that_is_not_the_planned_one_is_refused(site: Site, facts: dict[str, object], complaint: str) -> None:
+    site.variables["FAKE_FACTS"] = json.dumps(facts)
+    code, output = site.run()
+    assert code == 2
+    assert complaint in output
+    assert "Traceback" not in output
+    assert site.records() == []
+    assert not [pid for pid in site.pids() if alive(pid)]
+
+
+def test_server_that_cannot_be_probed_is_refused(site: Site) -> None:
+    site.experiment["measurement"]["environment"] = {"VLLM_SERVER_DEV_MODE": "0"}
+    code, output = site.run()
+    assert code == 2
+    assert "start it with VLLM_SERVER_DEV_MODE=1" in output
+    assert site.records() == []
+
+
+def test_failed_requests_are_not_recorded(site: Site) -> None:
+    site.variables["FAKE_FAILED"] = "3"
+    code, output = site.run()
+    assert code == 1
+    assert "3 requests failed" in output
+    assert site.records() == []
+
+
+def test_server_that_ends_is_told_with_its_log(site: Site) -> None:
+    site.variables["FAKE_FACTS"] = "{broken"
+    (site.folder / "bin" / "vllm").write_text("#!/bin/sh\necho CUDA out of memory >&2\nexit 3\n")
+    code, output = site.run()
+    assert code == 1
+    assert "exit code 3" in output
+    assert "CUDA out of memory" in output
+
+
+def test_replicas_share_the_load_on_their_own_gpus(site: Site) -> None:
+    site.experiment["base"] |= {"gpus": 2, "dp": 2, "tp": 1}
+    site.experiment["runs"] = [{"concurrency": 4}]
+    code, output = site.run()
+    assert code == 0, output
+    assert len(site.calls("serve")) == 2
+    measured = [call for call in site.calls("bench") if "--save-detailed" in call]
+    assert all("--max-concurrency 2" in call and "--num-prompts 4" in call for call in measured)
+    assert len({call.split("--seed ")[1].split()[0] for call in measured}) == 2
+    (record,) = site.records()
+    assert record["values"]["num_requests"] == 8
+    assert record["setup"]["flags"]["replicas"] == 2
+
+
+def test_other_gpus_than_planned_are_refused(site: Site) -> None:
+    site.experiment["base"]["hardware"] = "mi300x"
+    code, output = site.run()
+    assert code == 2
+    assert "planned for mi300x, this machine has NVIDIA H200" in output
+    assert site.calls("serve") == []
+
+
+def test_dry_run_starts_nothing(site: Site) -> None:
+    code, output = site.run("--dry-run")
+    assert code == 0
+    assert "vllm serve" in output
+    assert "vllm bench serve" in output
+    assert site.calls("serve") == []
