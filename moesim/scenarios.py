@@ -9,6 +9,7 @@ import msgspec
 
 from moesim.errors import InputError, nearest
 from moesim.placement.memory import QUANTIZATIONS
+from moesim.routing.counts_file import find_routing
 from moesim.specs.catalog import get_hardware, get_model
 from moesim.specs.deployment import AllToAll, Deployment, Frontend, engine_defaults
 from moesim.specs.hardware import Accelerator, make_cluster
@@ -21,7 +22,6 @@ from moesim.specs.parameters import (
     list_parameter_sets,
     select_parameters,
 )
-from moesim.specs.routing import parse_routing
 from moesim.specs.scenario import DiffusionRun, Scenario, check_scenario
 from moesim.specs.trace_file import read_trace
 from moesim.specs.workload import AllAtOnce, Arrival, ClosedLoop, OpenLoop, Workload
@@ -89,7 +89,7 @@ def make_scenario(request: Request) -> Scenario:
         deployment=_deployment(request, accelerator, frontend, tp, dp, model),
         workload=make_workload(request, model),
         parameters=find_parameters(request, accelerator),
-        routing=parse_routing(request.routing),
+        routing=find_routing(request.routing),
         diffusion=_diffusion(request, model),
         seed=request.seed,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.costs.kernels import OperatorCost, nothing, transfer
 from moesim.costs.layout import Layout
 from moesim.network.collectives import Group, all_gather_s, all_to_all_s
-from moesim.placement.expert_map import expert_ranks, sum_by_rank
+from moesim.placement.deployed import ExpertLayout, deployed_map, expert_layout, split_tokens, sum_slots
 from moesim.routing.loads import LoadBank, draw_loads, make_bank
 from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
@@ -46,18 +46,19 @@ def tile_rows(rows_per_expert: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=128)
 def rank_loads(
-    moe: MixtureOfExperts, routing: Routing, layers: int, seed: int, tokens: tuple[int, ...], ranks: int, expert_map: str
+    moe: MixtureOfExperts, routing: Routing, layers: int, seed: int, tokens: tuple[int, ...], layout: ExpertLayout
 ) -> RankLoads:
     """Loads of every expert-parallel rank for steps of `tokens` tokens, 32 layer draws each."""
     bank = make_bank(moe, routing, layers, seed)
     counts = _counts(bank, tokens, seed)
-    placed = expert_ranks(moe.num_experts, ranks, expert_map)
+    physical = _draw_maps(bank, deployed_map(moe, routing, layout, layers, seed))
+    slots, ranks = split_tokens(counts, physical), layout.num_ranks
     tile = tile_rows(np.array(tokens) * moe.top_k / moe.num_experts)[:, None, None]
     return RankLoads(
-        distinct=sum_by_rank((counts > 0.5).astype(float), placed, ranks),
-        rows=sum_by_rank(counts, placed, ranks),
-        padded_rows=sum_by_rank(np.ceil(counts / tile) * tile, placed, ranks),
-        destinations=_other_ranks(bank, placed, ranks, seed),
+        distinct=sum_slots((slots > 0.5).astype(float), ranks),
+        rows=sum_slots(slots, ranks),
+        padded_rows=sum_slots(np.ceil(slots / tile) * tile, ranks),
+        destinations=_other_ranks(bank, physical, ranks, seed),
     )
 
 
@@ -65,10 +66,16 @@ def _counts(bank: LoadBank, tokens: tuple[int, ...], seed: int) -> FloatArray:
     return draw_loads(bank, np.array(tokens, dtype=np.int64), _DRAWS, np.random.default_rng([seed, 0xD3A3]))
 
 
-def _other_ranks(bank: LoadBank, placed: IntArray, ranks: int, seed: int) -> float:
+def _draw_maps(bank: LoadBank, maps: IntArray) -> IntArray:
+    """Map of the layer of each draw [draws, slots]; draws take the bank's layers in turn."""
+    return maps[np.arange(_DRAWS) % len(bank.cumulative) % len(maps)]
+
+
+def _other_ranks(bank: LoadBank, physical: IntArray, ranks: int, seed: int) -> float:
     """Mean distinct ranks of one token's experts, less the share that lies on the token's own rank."""
-    single = draw_loads(bank, np.ones(64, dtype=np.int64), 32, np.random.default_rng([seed, 0x0E]))
-    return float((sum_by_rank(single, placed, ranks) > 0.5).sum(axis=-1).mean() * (ranks - 1) / ranks)
+    single = draw_loads(bank, np.ones(64, dtype=np.int64), _DRAWS, np.random.default_rng([seed, 0x0E]))
+    reached = sum_slots(split_tokens(single, physical), ranks) > 0.5
+    return float(reached.sum(axis=-1).mean() * (ranks - 1) / ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +98,9 @@ def routed_experts(layout: Layout, group_tokens: IntArray) -> RoutedCost:
     zero = np.zeros(len(group_tokens))
     if moe is None:
         return RoutedCost(nothing(zero), zero, zero)
-    ranks = layout.deployment.expert_parallel_size
     layers = layout.model.num_moe_layers
     sizes = tuple(int(size) for size in group_tokens)
-    loads = rank_loads(moe, layout.routing, layers, layout.seed, sizes, ranks, layout.deployment.expert_map)
+    loads = rank_loads(moe, layout.routing, layers, layout.seed, sizes, expert_layout(layout.deployment))
     cost = _grouped_gemm(layout, moe, loads)
     seconds = cost.seconds
     slowest = seconds.argmax(axis=2)[:, :, None]
@@ -137,7 +143,10 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
     dispatch = row_bytes / 2 if layout.expert_dtype.compute == "fp8" else row_bytes
     local, remote = _copies(layout, moe)
     seconds = sum(
-        (all_to_all_s(layout.ep_group, tokens * local * size, tokens * remote * size) for size in (dispatch, row_bytes)),
+        (
+            all_to_all_s(layout.ep_group, tokens * local * size, tokens * remote * size)
+            for size in (dispatch, row_bytes)
+        ),
         start=np.zeros_like(tokens),
     )
     return transfer(seconds, launches=4.0)
@@ -151,7 +160,7 @@ def _copies(layout: Layout, moe: MixtureOfExperts) -> tuple[float, float]:
         per_token = moe.top_k * (ranks - 1) / ranks
         return per_token / group.num_nodes, per_token * (group.num_nodes - 1) / group.num_nodes
     loads = rank_loads(
-        moe, layout.routing, layout.model.num_moe_layers, layout.seed, (1,), ranks, layout.deployment.expert_map
+        moe, layout.routing, layout.model.num_moe_layers, layout.seed, (1,), expert_layout(layout.deployment)
     )
     nodes = group.num_nodes
     other_nodes = (nodes - 1) * (1 - (1 - 1 / nodes) ** moe.top_k)

@@ -11,7 +11,7 @@ from moesim.engine.serving import ServingRun
 from moesim.metrics.breakdown import Breakdown, run_breakdown
 from moesim.metrics.result import Imbalance, SimulationResult, Utilization
 from moesim.metrics.statistics import spread, weighted_spread
-from moesim.placement.expert_map import expert_ranks, sum_by_rank
+from moesim.placement.deployed import deployed_map, expert_layout, split_tokens, sum_slots
 from moesim.routing.imbalance import coefficient_of_variation, gini, max_over_mean
 from moesim.routing.loads import draw_loads, make_bank
 from moesim.specs.scenario import Scenario
@@ -80,13 +80,14 @@ def imbalance_of_step(layout: Layout, group_tokens: float) -> Imbalance | None:
     rng = np.random.default_rng([layout.seed, 0x1B])
     tokens = max(round(group_tokens), 1)
     loads = draw_loads(bank, np.array([tokens]), 64, rng)[0]
-    ranks = layout.deployment.expert_parallel_size
-    placed = expert_ranks(moe.num_experts, ranks, layout.deployment.expert_map)
+    placed = expert_layout(layout.deployment)
+    maps = deployed_map(moe, routing, placed, layout.model.num_moe_layers, layout.seed)
+    slots = split_tokens(loads, maps[np.arange(len(loads)) % len(bank.cumulative)])
     return Imbalance(
         tokens_per_step=float(group_tokens),
         distinct_experts=float((loads > 0.5).sum(axis=-1).mean()),
         gini=float(gini(loads).mean()),
         cv=float(coefficient_of_variation(loads).mean()),
         max_over_mean=float(max_over_mean(loads).mean()),
-        rank_max_over_mean=float(max_over_mean(sum_by_rank(loads, placed, ranks)).mean()),
+        rank_max_over_mean=float(max_over_mean(sum_slots(slots, placed.num_ranks)).mean()),
     )

@@ -82,14 +82,16 @@ def weights_bytes_per_rank(model: Model, deployment: Deployment) -> float:
     """Weight bytes on the fullest rank.
 
     Attention, dense and shared MLPs, embedding and head are sharded over TP (MLA's down-projections and all
-    norms and routers are replicated); routed experts over EP and then MoE-TP; layers over PP.
+    norms and routers are replicated); routed experts and their redundant replicas over EP and then MoE-TP; layers
+    over PP.
     """
     counts, dtypes = count_parameters(model), served_dtypes(model, deployment.quantization)
     tp, stages = deployment.tensor_parallel_size, deployment.pipeline_parallel_size
     stage = -(-model.num_layers // stages) / model.num_layers
     replicated = model.num_layers * _replicated_attention_params(model)
     attention = (counts.attention - replicated) / tp + replicated
-    experts = counts.routed_experts / (deployment.expert_parallel_size * deployment.moe_tensor_parallel_size)
+    replicas = 1 + deployment.redundant_experts / model.moe.num_experts if model.moe is not None else 1.0
+    experts = counts.routed_experts * replicas / (deployment.expert_parallel_size * deployment.moe_tensor_parallel_size)
     dense = (counts.shared_experts + counts.dense_mlp) / tp
     body = attention * get_dtype(dtypes.attention).bytes_per_element
     body += experts * get_dtype(dtypes.experts).bytes_per_element

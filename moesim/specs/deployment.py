@@ -20,7 +20,9 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     The ranks are `tensor_parallel_size * data_parallel_size * pipeline_parallel_size`. With
     `expert_parallel_size` 1 the data-parallel replicas are independent servers; above 1 whole experts are
     spread over `expert_parallel_size` ranks, each sharded over `moe_tensor_parallel_size`, and all
-    data-parallel ranks step together.
+    data-parallel ranks step together. `redundant_experts`: replicas beside the model's own experts, over all ranks.
+    `placement` [layers][slots]: the expert in each slot, rank-major; empty: by `expert_map`, or by EPLB's global
+    policy when there are redundant experts.
     """
 
     tensor_parallel_size: int = 1
@@ -29,6 +31,8 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pipeline_parallel_size: int = 1
     strategy: str = "custom"
     expert_map: Literal["linear", "round_robin"] = "linear"
+    redundant_experts: int = 0
+    placement: tuple[tuple[int, ...], ...] = ()
     all2all_backend: AllToAll = "allgather_reducescatter"
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -135,6 +139,8 @@ def _check_heads(deployment: Deployment, model: Model) -> None:
 def _check_experts(deployment: Deployment, model: Model) -> None:
     size = deployment.expert_parallel_size
     if size == 1:
+        if deployment.redundant_experts or deployment.placement:
+            raise InputError("redundant_experts: they need expert parallelism; give ep above 1")
         _check_expert_width(deployment, model)
         return
     if model.moe is None:
@@ -145,12 +151,26 @@ def _check_experts(deployment: Deployment, model: Model) -> None:
             f"expert_parallel_size: {size} does not divide tp x dp = {ranks} ranks; vLLM uses {ranks}; "
             f"sizes that work: {divisors(ranks)}"
         )
-    if model.moe.num_experts % size:
+    _check_redundant(deployment, model.moe.num_experts)
+    if (model.moe.num_experts + deployment.redundant_experts) % size:
         raise InputError(
             f"expert_parallel_size: {size} does not divide the {model.moe.num_experts} experts of {model.name}; "
             f"sizes that do: {divisors(model.moe.num_experts)}"
         )
     _check_expert_width(deployment, model)
+
+
+def _check_redundant(deployment: Deployment, experts: int) -> None:
+    """Redundant experts fill the ranks evenly, at most one replica of an expert on a rank; a map has their slots."""
+    extra, ranks = deployment.redundant_experts, deployment.expert_parallel_size
+    if extra and not (0 < extra <= experts * (ranks - 1) and (experts + extra) % ranks == 0):
+        raise InputError(
+            f"redundant_experts: {extra} beside {experts} experts do not fill {ranks} ranks evenly; "
+            f"the smallest that does is {-experts % ranks or ranks}, the most {experts * (ranks - 1)}"
+        )
+    for row in deployment.placement:
+        if len(row) != experts + extra:
+            raise InputError(f"placement: {len(row)} slots a layer, must be {experts} experts + {extra} redundant ones")
 
 
 def _check_expert_width(deployment: Deployment, model: Model) -> None:

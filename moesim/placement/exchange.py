@@ -1,0 +1,88 @@
+"""Plans in and out of the engines' own formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError, nearest
+from moesim.placement.baselines import linear, round_robin
+from moesim.placement.replicas import check_map
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+FORMATS = ("sglang", "sglang_counts", "vllm", "json")
+_VLLM_WINDOW = 1000
+_VLLM_INTERVAL = 3000
+"""vLLM's defaults of `window_size` and `step_interval` (EPLBConfig)."""
+
+
+def read_map(path: Path, num_experts: int, num_ranks: int, num_layers: int) -> IntArray:
+    """A map [layers, slots] from JSON with `physical_to_logical_map` (ours, SGLang's), or a bare list of lists.
+
+    One row serves all layers. Raises InputError: unreadable, of other sizes, or a map that no engine could load.
+    """
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"map: {path} cannot be read ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"map: {path} is not valid JSON: {error}") from None
+    if isinstance(document, dict):
+        named = cast("dict[str, Any]", document)
+        if "physical_to_logical_map" not in named:
+            raise InputError(
+                f"map: {path} has no key 'physical_to_logical_map'; {nearest('physical_to_logical_map', named)}"
+            )
+        document = named["physical_to_logical_map"]
+    try:
+        physical = np.array(document)
+    except ValueError:
+        raise InputError(f"map: {path} has rows of different lengths") from None
+    if physical.ndim == 1:
+        physical = physical[None, :]
+    if physical.ndim != 2 or physical.dtype.kind not in "iu" or not physical.size:
+        raise InputError(f"map: {path} must hold whole numbers [layers][slots], it has shape {physical.shape}")
+    if len(physical) == 1:
+        physical = np.repeat(physical, num_layers, axis=0)
+    if len(physical) != num_layers:
+        raise InputError(f"map: {path} has {len(physical)} layers, the counts have {num_layers}")
+    return check_map(physical.astype(np.int64), num_experts, num_ranks, f"map: {path}")
+
+
+def export_plan(physical: IntArray, loads: FloatArray, num_ranks: int, form: str) -> str:
+    """The plan as text: sglang (`--init-expert-location`), sglang_counts (the same file with loads, from which
+    SGLang plans itself), vllm (flags), json (map only).
+
+    Raises:
+        InputError: unknown format.
+    """
+    if form in ("sglang", "json"):
+        return json.dumps({"physical_to_logical_map": physical.tolist()})
+    if form == "sglang_counts":
+        return json.dumps({"logical_count": loads.tolist()})
+    if form == "vllm":
+        return vllm_flags(physical, loads.shape[1], num_ranks)
+    raise InputError(f"format: unknown {form!r}; {nearest(form, FORMATS)}")
+
+
+def vllm_flags(physical: IntArray, num_experts: int, num_ranks: int) -> str:
+    """vLLM's flags that come nearest: it makes its own maps from loads it counts, so only the sizes can be given.
+
+    A plan that is vLLM's own linear or round-robin map is named as such.
+    """
+    slots = physical.shape[1]
+    if slots == num_experts:
+        for name, make in (("linear", linear), ("round_robin", round_robin)):
+            if np.array_equal(physical, np.tile(make(num_experts, slots, num_ranks), (len(physical), 1))):
+                return f"--enable-expert-parallel --expert-placement-strategy {name}"
+    config = {
+        "window_size": _VLLM_WINDOW,
+        "step_interval": _VLLM_INTERVAL,
+        "num_redundant_experts": slots - num_experts,
+    }
+    return f"--enable-expert-parallel --enable-eplb --eplb-config '{json.dumps(config)}'"
