@@ -82,7 +82,7 @@ def run_diffusion(scenario: Scenario) -> DiffusionRunLog:
         scenario.routing,
         scenario.seed,
     )
-    log = DiffusionRunLog(scenario, layout, memory, [table.request(index) for index in range(len(table))])
+    log = DiffusionRunLog(scenario, layout, memory, table.requests())
     return _Simulation(log, table.arrival_s).run()
 
 

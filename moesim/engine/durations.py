@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +23,22 @@ class SegmentTimes:
     """Step times of a segment: `durations` and absolute `ends` in seconds, its sizes as run, host time of a step."""
 
     start_s: float
-    durations: Sequence[float]
-    ends: Sequence[float]
+    durations: list[float] | FloatArray
+    ends: list[float] | FloatArray
     sizes: Sizes
     host_s: float
+
+    def end_s(self, steps: int) -> float:
+        """When the first `steps` steps have ended."""
+        return float(self.ends[steps - 1])
+
+    def append_durations(self, target: array[float], steps: int) -> None:
+        """Append the durations of the first `steps` steps."""
+        durations = self.durations
+        if isinstance(durations, list):
+            target.extend(durations if steps == len(durations) else durations[:steps])
+        else:
+            target.frombytes(durations[:steps].tobytes())
 
     def ended_by(self, now: float, steps: int) -> int:
         """How many of the first `steps` steps have ended by `now`."""
@@ -34,7 +46,7 @@ class SegmentTimes:
 
     def host_bound(self, step: int) -> bool:
         """Whether the host, not the GPU, decided how long a step took."""
-        return self.durations[step] <= self.host_s * (1 + 1e-9)
+        return float(self.durations[step]) <= self.host_s * (1 + 1e-9)
 
 
 @dataclass(slots=True)
@@ -72,7 +84,7 @@ def segment_times(
     gpu = step.fixed_s + step.spread_s * draws + attention / step.groups
     durations = step.serial_s + np.maximum(gpu, step.floor_s)
     ends = np.cumsum(np.concatenate([[start_s], durations]))[1:]
-    return SegmentTimes(start_s, durations.tolist(), ends.tolist(), step.sizes, step.host_s)
+    return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
 
 
 def _short_segment(model: StepModel, plan: StepPlan, steps: int, first_step: int, start_s: float) -> SegmentTimes:
@@ -101,14 +113,13 @@ def _attention_s(model: StepModel, plan: StepPlan, steps: int) -> FloatArray:
     seconds = np.full(steps, _prefill_s(model, plan))
     if plan.decodes:
         cached = plan.context + plan.decodes * _OFFSETS[:steps]
-        seconds += coefficients.start_s + coefficients.decode_full_s * cached
-        if coefficients.decode_window_s:
-            seconds += coefficients.decode_window_s * np.minimum(cached, plan.decodes * coefficients.window)
+        seconds += coefficients.decode_steps_s(plan.decodes, cached)
     return seconds
 
 
 def _prefill_s(model: StepModel, plan: StepPlan) -> float:
-    return model.attention.prefill_s(len(plan.chunks), plan.pairs, plan.window_pairs, plan.kv_tokens)
+    new = plan.tokens - plan.decodes
+    return model.attention.prefill_s(len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens)
 
 
 def _known_step(model: StepModel, plan: StepPlan) -> LinearStep:

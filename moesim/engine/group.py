@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -39,6 +40,7 @@ class Segment(NamedTuple):
     rank_decodes: int
     rank_context: float
     chunks: int
+    chunk_tokens: int
     pairs: float
     window_pairs: float
     kv_tokens: float
@@ -90,6 +92,7 @@ class LockstepGroup:
         self._plans: list[StepPlan | None] = []
         self._times: SegmentTimes | None = None
         self._steps = 0
+        self._expected: deque[Request] = deque()
         self._fresh = False
         deployment = model.layout.deployment
         self._in_process = deployment.async_scheduling and deployment.num_ranks == deployment.num_engines
@@ -99,29 +102,55 @@ class LockstepGroup:
         """Load-balancing score of the whole group."""
         return sum(rank.load for rank in self.ranks)
 
-    def submit(self, request: Request) -> None:
-        """Hand a request to the least loaded rank; a running segment is cut where the request can join."""
-        ranks = self.ranks
-        rank = ranks[0] if len(ranks) == 1 else min(ranks, key=lambda item: item.load)
+    def expect(self, request: Request) -> None:
+        """Tell the group that a request reaches it at `request.ready_s` (never before one announced earlier).
+
+        An idle group wakes then; a running segment is cut where the request can join.
+        """
+        self._expected.append(request)
         times = self._times
         if times is None:
-            rank.submit(request, busy=False)
-            self._fresh = True
-            self._begin()
-            return
-        rank.submit(request, busy=True)
-        ended = times.ended_by(self._env.now, self._steps) if self._steps > 1 else 0
-        request.ready_step += ended
-        if self._in_process and self._still_launching(times, ended):
-            request.ready_step -= 1
-        if self._steps > 1:
+            if len(self._expected) == 1:
+                self._wake_at(request.ready_s)
+        elif request.ready_s < times.end_s(self._steps):
+            steps = self._steps
+            self._take_expected(times)
+            if self._steps != steps:
+                self._arm(times)
+
+    def _wake_at(self, at_s: float) -> None:
+        event = self._env.timeout(max(at_s - self._env.now, 0.0))
+        event.callbacks.append(self._wake)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _wake(self, _: simpy.Event) -> None:
+        """Start on all requests that have come while the group was idle."""
+        now = self._expected[0].ready_s
+        while self._expected and self._expected[0].ready_s <= now:
+            self._least_loaded().submit(self._expected.popleft(), busy=False)
+        self._fresh = True
+        self._begin(now)
+
+    def _least_loaded(self) -> Scheduler:
+        ranks = self.ranks
+        return ranks[0] if len(ranks) == 1 else min(ranks, key=lambda item: item.load)
+
+    def _take_expected(self, times: SegmentTimes) -> None:
+        """Queue the requests that come while the segment runs; it ends early where one of them can join."""
+        expected = self._expected
+        while expected and expected[0].ready_s < times.end_s(self._steps):
+            request = expected.popleft()
+            rank = self._least_loaded()
+            rank.submit(request, busy=True)
+            ended = times.ended_by(request.ready_s, self._steps) if self._steps > 1 else 0
+            request.ready_step += ended
+            if self._in_process and self._still_launching(times, ended, request.ready_s):
+                request.ready_step -= 1
             steps = request.ready_step - self._step
             if steps < self._steps and rank.slots_once_released() > 0:
                 self._steps = steps
-                self._arm(times)
 
-    def _still_launching(self, times: SegmentTimes, ended: int) -> bool:
-        """Whether the step after the running one is not fixed yet.
+    def _still_launching(self, times: SegmentTimes, ended: int, at_s: float) -> bool:
+        """Whether the step after the running one is not fixed yet at `at_s`.
 
         An engine that launches kernels in its own process (one GPU) fixes the next step when it has launched the
         running one: at once while the GPU is behind, only at its end where the host decides. Engines with worker
@@ -129,7 +158,7 @@ class LockstepGroup:
         """
         if times.host_bound(ended):
             return True
-        return self._fresh and ended == 0 and self._env.now < times.start_s + times.host_s
+        return self._fresh and ended == 0 and at_s < times.start_s + times.host_s
 
     def _delivery_delay_s(self, times: SegmentTimes, last: int) -> float:
         """How long after the end of a step its tokens leave an engine that launches in its own process.
@@ -148,13 +177,13 @@ class LockstepGroup:
     def _arm(self, times: SegmentTimes) -> None:
         """Schedule the end of the running segment; an end armed earlier becomes void."""
         self._generation += 1
-        delay = times.ends[self._steps - 1] - self._env.now
+        delay = times.end_s(self._steps) - self._env.now
         event = self._env.timeout(delay if delay > 0 else 0.0, self._generation)
         event.callbacks.append(self._on_end)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
         plans = [rank.plan() for rank in self.ranks]
-        self._note_preemptions()
+        self._note_preemptions(now)
         steps = 0
         runs = False
         for plan in plans:
@@ -163,22 +192,26 @@ class LockstepGroup:
                 runs = runs or plan.tokens > 0
         if not steps:
             self._times = None
+            if self._expected:
+                self._wake_at(self._expected[0].ready_s)
             return
         if not runs:
             self._skip_step()
-            self._begin()
+            self._begin(now)
             return
         self._plans = plans
         self._steps = steps if self._macro else 1
-        self._times = segment_times(self._model, plans, self._steps, self._step, self._env.now)
+        self._times = segment_times(self._model, plans, self._steps, self._step, now)
+        if self._expected:
+            self._take_expected(self._times)
         self._arm(self._times)
 
-    def _note_preemptions(self) -> None:
+    def _note_preemptions(self, now: float) -> None:
         for rank in self.ranks:
             if rank.preempted:
                 for request in rank.preempted:
                     if request.emitted and request.stalled_s < 0:
-                        request.stalled_s = self._env.now
+                        request.stalled_s = now
                 rank.preempted.clear()
 
     def _skip_step(self) -> None:
@@ -188,10 +221,12 @@ class LockstepGroup:
             rank.step += 1
 
     def _on_end(self, event: simpy.Event) -> None:
-        if event.value != self._generation or self._times is None:
+        times = self._times
+        if event.value != self._generation or times is None:
             return
-        steps, now = self._steps, self._env.now
-        self._record(self._times, steps)
+        steps = self._steps
+        now = times.end_s(steps)
+        self._record(times, steps)
         self._step += steps
         started: list[Request] = []
         finished: list[Request] = []
@@ -202,17 +237,17 @@ class LockstepGroup:
             begun, done = rank.complete(plan, steps)
             started += begun
             finished += done
-        delay_s = self._delivery_delay_s(self._times, steps - 1) if started or finished else 0.0
+        delay_s = self._delivery_delay_s(times, steps - 1) if started or finished else 0.0
         self._fresh = False
         for request in started:
             self._on_started(request, now + delay_s)
         for request in finished:
             self._on_finished(request, now + delay_s)
-        self._begin()
+        self._begin(now)
 
     def _record(self, times: SegmentTimes, steps: int) -> None:
         log = self.log
-        span = times.ends[steps - 1] - times.start_s
+        span = times.end_s(steps) - times.start_s
         log.steps += steps
         log.busy_s += span
         log.by_size[times.sizes] = log.by_size.get(times.sizes, 0) + steps
@@ -228,8 +263,8 @@ class LockstepGroup:
             if plan.chunks:
                 self._record_chunks(plan)
         if decodes:
-            log.durations.extend(times.durations[:steps])
-            log.emitting.extend((decodes,) * steps)
+            times.append_durations(log.durations, steps)
+            _append_repeated(log.emitting, float(decodes), steps)
             log.sequence_s += span * decodes
         if self._trace:
             self._record_segment(times.start_s, span, steps, decodes)
@@ -239,7 +274,7 @@ class LockstepGroup:
         log.prefill_pairs += plan.pairs
         log.prefill_kv_tokens += plan.kv_tokens
         log.attention_s += self._model.attention.prefill_s(
-            len(plan.chunks), plan.pairs, plan.window_pairs, plan.kv_tokens
+            len(plan.chunks), plan.tokens - plan.decodes, plan.pairs, plan.window_pairs, plan.kv_tokens
         )
 
     def _record_segment(self, start_s: float, span: float, steps: int, decodes: int) -> None:
@@ -260,11 +295,19 @@ class LockstepGroup:
                 rank_decodes=busiest.decodes,
                 rank_context=busiest.context + busiest.decodes * (steps - 1) * 0.5,
                 chunks=len(busiest.chunks),
+                chunk_tokens=busiest.tokens - busiest.decodes,
                 pairs=busiest.pairs,
                 window_pairs=busiest.window_pairs,
                 kv_tokens=busiest.kv_tokens,
             )
         )
+
+
+def _append_repeated(target: array[float], value: float, times: int) -> None:
+    if times < 24:
+        target.extend((value,) * times)
+    else:
+        target.frombytes(np.full(times, value).tobytes())
 
 
 def flatten(logs: Sequence[StepLog]) -> tuple[FloatArray, FloatArray]:

@@ -18,8 +18,8 @@ class Request:
     """One request on its way through an engine. Times are simulated seconds; -1 is "not yet".
 
     `target`: tokens to prefill before the next token comes out (the prompt, or after a preemption the prompt
-    and all tokens emitted so far). `stalled_s`: when it was preempted. `computed`: tokens of it in the KV cache.
-    `blocks`: KV blocks owned.
+    and all tokens emitted so far). `ready_s`: when it reaches the engine. `stalled_s`: when it was preempted.
+    `computed`: tokens of it in the KV cache. `blocks`: KV blocks owned.
     """
 
     index: int
@@ -29,6 +29,7 @@ class Request:
     prefix_tokens: int
     warm_tokens: int
     sent_s: float = -1.0
+    ready_s: float = -1.0
     first_token_s: float = -1.0
     last_token_s: float = -1.0
     stalled_s: float = -1.0
@@ -57,18 +58,15 @@ class RequestTable:
     def __len__(self) -> int:
         return len(self.input_tokens)
 
-    def request(self, index: int) -> Request:
-        """A fresh request."""
-        tokens = int(self.input_tokens[index])
-        return Request(
-            index=index,
-            input_tokens=tokens,
-            output_tokens=int(self.output_tokens[index]),
-            prefix_id=int(self.prefix_id[index]),
-            prefix_tokens=int(self.prefix_tokens[index]),
-            warm_tokens=min(self.warm_tokens, tokens),
-            target=tokens,
-        )
+    def requests(self) -> list[Request]:
+        """Fresh requests in order of arrival."""
+        columns = (self.input_tokens, self.output_tokens, self.prefix_id, self.prefix_tokens)
+        rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
+        warm = self.warm_tokens
+        return [
+            Request(index, tokens, outputs, prefix_id, prefix_tokens, min(warm, tokens), target=tokens)
+            for index, (tokens, outputs, prefix_id, prefix_tokens) in rows
+        ]
 
     @property
     def longest(self) -> int:

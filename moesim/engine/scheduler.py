@@ -44,6 +44,7 @@ class Scheduler:
     __slots__ = (
         "_ages",
         "_finishing",
+        "_held",
         "_limit",
         "_lookahead",
         "_released",
@@ -78,7 +79,8 @@ class Scheduler:
         self._limit = deployment.max_num_seqs
         self._lookahead = 1 if deployment.async_scheduling else 0
         self._finishing: list[tuple[int, int, Request]] = []
-        self._released: list[tuple[int, int, list[Request]]] = []
+        self._released: list[tuple[int, list[Request]]] = []
+        self._held = 0
         self._ages = 0
         self._window = window
 
@@ -98,40 +100,59 @@ class Scheduler:
         self.waiting.append(request)
 
     def slots(self) -> int:
-        """Sequences that may still be admitted now."""
-        held = sum(count for _, count, _ in self._released)
-        return self._limit - len(self.running) - held
+        """Sequences that may still be admitted now (finished ones hold their slot until they are released)."""
+        return self._limit - len(self.running) - self._held
+
+    def slots_once_released(self) -> int:
+        """As `slots`, at a later step: finished requests hold theirs for one step at most."""
+        return self._limit - len(self.running)
 
     def plan(self) -> StepPlan | None:
         """The next step or run of equal steps; None when there is nothing to do."""
-        self._free_released()
-        self._make_room()
-        budget = self.budget - self.decodes
-        chunks = self._continue_prefills(budget)
-        if self.waiting:
-            self._admit(chunks, budget - sum(new for _, new in chunks))
-        if chunks:
-            return self._mixed(chunks)
+        if self._released:
+            self._free_released()
+        if self.decodes > self.pool.free:
+            self._make_room()
+        if self.prefilling or self.waiting:
+            budget = self.budget - self.decodes
+            chunks = self._continue_prefills(budget) if self.prefilling else []
+            if self.waiting:
+                self._admit(chunks, budget - sum(new for _, new in chunks))
+            if chunks:
+                return self._mixed(chunks)
         if not self.decodes:
             return self._wait_plan()
         steps = self._equal_steps()
         return StepPlan(steps, self.decodes, self.context, self.decodes, self.decodes)
 
     def _wait_plan(self) -> StepPlan | None:
-        """Only requests that a fixed step made too late, or slots not yet released: one empty step."""
-        return StepPlan(1, 0, 0, 0, 0) if self.waiting else None
+        """Only requests that a fixed step made too late, or slots and blocks not yet released: one empty step."""
+        return StepPlan(1, 0, 0, 0, 0) if self.waiting or self.prefilling else None
 
     def _equal_steps(self) -> int:
+        """Steps until something can change: a finish, a request that may join, or blocks that run out.
+
+        A release of finished requests ends the run only when somebody waits for what it frees.
+        """
         steps = min(self._next_finish() - self.step, MAX_SEGMENT_STEPS)
+        if self.waiting:
+            if self._released:
+                steps = min(steps, self._released[0][0] - self.step)
+            if self.slots() > 0:
+                later = self.waiting[0].ready_step - self.step
+                if later > 0:
+                    steps = min(steps, later)
+        if self.decodes * (steps // self.pool.block_size + 1) > self.pool.free:
+            steps = self._steps_with_blocks(steps)
+        return max(steps, 1)
+
+    def _steps_with_blocks(self, steps: int) -> int:
+        """At most `steps`, as far as the free blocks last; a release in between is waited for."""
+        if self._blocks_for_steps(steps) <= self.pool.free:
+            return steps
         if self._released:
             steps = min(steps, self._released[0][0] - self.step)
-        if self.waiting and self.slots() > 0:
-            later = self.waiting[0].ready_step - self.step
-            if later > 0:
-                steps = min(steps, later)
-        if self._blocks_for_steps(steps) > self.pool.free:
-            steps = self._steps_within(self.pool.free, steps)
-        return max(steps, 1)
+        return self._steps_within(self.pool.free, steps)
 
     def _next_finish(self) -> int:
         heap = self._finishing
@@ -262,14 +283,24 @@ class Scheduler:
 
     def complete(self, plan: StepPlan, steps: int) -> tuple[list[Request], list[Request]]:
         """Account for `steps` finished steps; returns (requests whose prefill ended, requests that finished)."""
+        if self._released:
+            before = self._released[0][0] - self.step
+            if 0 < before < steps:
+                self._advance(before)
+                self._free_released()
+                steps -= before
+        self._advance(steps)
+        started = self._finish_chunks(plan.chunks) if plan.chunks else []
+        finishing = self._finishing
+        return started, self._finished() if finishing and finishing[0][0] <= self.step else []
+
+    def _advance(self, steps: int) -> None:
         if self.decodes:
             blocks = self._blocks_for_steps(steps)
             if blocks:
                 self.pool.take(blocks)
             self.context += self.decodes * steps
         self.step += steps
-        started = self._finish_chunks(plan.chunks) if plan.chunks else []
-        return started, self._finished()
 
     def _finish_chunks(self, chunks: list[tuple[Request, int]]) -> list[Request]:
         started: list[Request] = []
@@ -302,11 +333,14 @@ class Scheduler:
                 request.emitted = request.output_tokens
                 done.append(request)
         if done:
-            self._released.append((self.step + self._lookahead, len(done), done))
+            self._released.append((self.step + self._lookahead, done))
+            self._held += len(done)
         return done
 
     def _free_released(self) -> None:
         """Free slots and blocks of finished requests once the scheduler has seen their last token."""
         while self._released and self._released[0][0] <= self.step:
-            for request in self._released.pop(0)[2]:
+            done = self._released.pop(0)[1]
+            self._held -= len(done)
+            for request in done:
                 self.pool.release(request)

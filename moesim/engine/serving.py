@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import simpy
@@ -99,9 +98,9 @@ class _Simulation:
         self._token_s = parameters["server_token_s"] if served else 0.0
         self._response_s = parameters["server_response_s"] if served else 0.0
         self._arrival = scenario.workload.arrival
-        self._requests = [table.request(index) for index in range(len(table))]
+        self._closed_loop = isinstance(self._arrival, ClosedLoop)
+        self._requests = table.requests()
         self._next = 0
-        self._reserved = 0
         window = int(min(model.attention.window, 1 << 40))
         self._groups = [
             LockstepGroup(
@@ -119,9 +118,11 @@ class _Simulation:
 
     def run(self) -> ServingRun:
         if isinstance(self._arrival, ClosedLoop):
-            self._reserved = min(self._arrival.concurrency, len(self._requests))
-            for _ in range(self._reserved):
-                self._send_next()
+            for _ in range(min(self._arrival.concurrency, len(self._requests))):
+                self._send_next(0.0)
+        elif len(self._groups) == 1:
+            for at_s in self._table.arrival_s.tolist():
+                self._send_next(at_s)
         else:
             self._env.process(self._arrivals())
         self._env.run()
@@ -142,25 +143,23 @@ class _Simulation:
             delay = at_s - self._env.now
             if delay > 0:
                 yield self._env.timeout(delay)
-            self._send_next()
+            self._send_next(at_s)
 
-    def _send_next(self) -> None:
+    def _send_next(self, at_s: float) -> None:
         """Send the next request to the engine with the fewest requests; its frontend handles one at a time."""
         request = self._requests[self._next]
         self._next += 1
-        now = self._env.now
-        request.sent_s = now
-        engine = min(range(len(self._groups)), key=lambda index: (self._sent[index], self._frontend_free_s[index]))
+        engine = self._emptiest() if len(self._groups) > 1 else 0
         self._sent[engine] += 1
-        ready = max(now, self._frontend_free_s[engine]) + self._request_s + self._token_s * request.input_tokens
-        self._frontend_free_s[engine] = ready
+        free_s = self._frontend_free_s
+        ready_s = max(at_s, free_s[engine]) + self._request_s + self._token_s * request.input_tokens
+        free_s[engine] = request.ready_s = ready_s
+        request.sent_s = at_s
         request.engine = engine
-        event = self._env.timeout(ready - now, request)
-        event.callbacks.append(self._arrive)  # pyright: ignore[reportOptionalMemberAccess]
+        self._groups[engine].expect(request)
 
-    def _arrive(self, event: simpy.Event) -> None:
-        request = cast("Request", event.value)
-        self._groups[request.engine].submit(request)
+    def _emptiest(self) -> int:
+        return min(range(len(self._groups)), key=lambda index: (self._sent[index], self._frontend_free_s[index]))
 
     def _started(self, request: Request, now: float) -> None:
         if request.first_token_s < 0:
@@ -174,10 +173,5 @@ class _Simulation:
     def _finished(self, request: Request, now: float) -> None:
         request.last_token_s = now + self._response_s
         self._sent[request.engine] -= 1
-        if isinstance(self._arrival, ClosedLoop) and self._reserved < len(self._requests):
-            self._reserved += 1
-            event = self._env.timeout(request.last_token_s - self._env.now)
-            event.callbacks.append(self._send_again)  # pyright: ignore[reportOptionalMemberAccess]
-
-    def _send_again(self, _: simpy.Event) -> None:
-        self._send_next()
+        if self._closed_loop and self._next < len(self._requests):
+            self._send_next(request.last_token_s)
