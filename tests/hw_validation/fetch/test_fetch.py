@@ -83,7 +83,7 @@ def test_wrong_part_is_found_by_its_checksum_and_fetched_afresh(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "config.json"])
 def test_wrong_checksum_leaves_no_file(tmp_path: Path, name: str) -> None:
-    with Hub(dict(FILES), lies={name}) as hub, pytest.raises(InputError, match="must have .*removed"):
+    with Hub(dict(FILES), lies={name}) as hub, pytest.raises(InputError, match=r"must have .*removed"):
         take(hub, tmp_path)
     assert not list(tmp_path.glob(f"{name}*"))
     assert not (tmp_path / MANIFEST).exists()
