@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from moesim.errors import InputError
 from moesim.specs.catalog import get_model
 from moesim.specs.model import Model
 
+_SLOW_IMPORTS = ("vllm", "vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.gpu_worker")
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What to start. None leaves the choice to the engine; the resolved value is recorded either way."""
@@ -34,6 +37,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int | None = None
     attention_backend: str | None = None
     max_captured_tokens: int | None = None
+    capture_sizes: tuple[int, ...] = ()
+    return_routed_experts: bool = False
+    async_scheduling: bool | None = None
     gpu_memory_utilization: float = 0.92
 
 
@@ -48,7 +54,9 @@ class TracedEngine:
     limits: Limits
     vocab_size: int
     top_k: int
+    num_experts: int
     start_s: float
+    routed: list[Any] = field(default_factory=list)
 
     def draw_routers(self, spread: float) -> dict[str, float]:
         """Redraw all routers with `spread` and return the load figures that follow."""
@@ -59,6 +67,9 @@ class TracedEngine:
     def step(self) -> list[tuple[str, int, bool]]:
         """Run one engine step: (request id, new tokens, finished) for every request that got tokens."""
         outputs = self.engine.step()
+        self.routed.extend(
+            out.outputs[0].routed_experts for out in outputs if out.outputs[0].routed_experts is not None
+        )
         return [(out.request_id, len(out.outputs[0].token_ids), out.finished) for out in outputs]
 
     def add(self, request_id: str, prompt: list[int], num_tokens: int, temperature: float) -> None:
@@ -84,10 +95,40 @@ class TracedEngine:
         """The rows of all steps since the last call."""
         return self.tracer.drain()
 
+    def take_routed(self) -> list[Any]:
+        """Experts [tokens, layers, top_k] of the requests finished since the last call, if the engine returns them."""
+        taken, self.routed = self.routed, []
+        return taken
+
     @property
     def busy(self) -> bool:
         """Whether any request is unanswered."""
         return bool(self.engine.has_unfinished_requests())
+
+
+def prepare_engine(settings: EngineSettings, folder: Path) -> Path:
+    """Do what a start can do without a GPU: write the model's folder under `folder`, import vLLM, inspect the model.
+
+    Raises:
+        InputError: vLLM is not installed.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    model = get_model(settings.model)
+    path = write_model_folder(model, folder / folder_name(settings), settings.num_layers, settings.bf16)
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+    except ImportError as error:
+        raise InputError(f"vLLM cannot be imported ({error}); install moesim[hw] on the GPU machine") from None
+    for module in _SLOW_IMPORTS:
+        importlib.import_module(module)
+    EngineArgs(model=str(path), **_engine_words(settings)).create_model_config()
+    return path
+
+
+def folder_name(settings: EngineSettings) -> str:
+    """The model folder's name: one for each configuration, so that compiled code found under it is the right one."""
+    layers = f"-{settings.num_layers}layers" if settings.num_layers else ""
+    return f"{settings.model}{layers}{'-bf16' if settings.bf16 else ''}"
 
 
 def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
@@ -96,14 +137,11 @@ def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
     Raises:
         InputError: vLLM is not installed.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     begin = time.perf_counter()
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise InputError(f"vLLM cannot be imported ({error}); install moesim[hw] on the GPU machine") from None
+    path = prepare_engine(settings, folder)
+    from vllm import LLM
+
     model = get_model(settings.model)
-    path = write_model_folder(model, folder / model.name, settings.num_layers, settings.bf16)
     engine = LLM(model=str(path), **_engine_words(settings)).llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner
     top_k = model.moe.top_k if model.moe else 0
@@ -117,6 +155,7 @@ def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
         limits=_read_limits(config),
         vocab_size=model.vocab_size,
         top_k=top_k,
+        num_experts=model.moe.num_experts if model.moe else 0,
         start_s=time.perf_counter() - begin,
     )
 
@@ -132,10 +171,15 @@ def _engine_words(settings: EngineSettings) -> dict[str, Any]:
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enable_return_routed_experts": settings.return_routed_experts,
     }
+    if settings.async_scheduling is not None:
+        words["async_scheduling"] = settings.async_scheduling
     if settings.attention_backend:
         words["attention_config"] = {"backend": settings.attention_backend}
-    if settings.max_captured_tokens:
+    if settings.capture_sizes:
+        words["compilation_config"] = {"cudagraph_capture_sizes": list(settings.capture_sizes)}
+    elif settings.max_captured_tokens:
         words["compilation_config"] = {"max_cudagraph_capture_size": settings.max_captured_tokens}
     return words
 
@@ -181,8 +225,22 @@ def _read_flags(config: Any, runner: Any) -> dict[str, Any]:
         "dtype": str(config.model_config.dtype),
         "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
         "attention_backend": _attention_backend(runner),
+        "moe_backends": _moe_backends(runner),
+        "returns_routed_experts": bool(config.model_config.enable_return_routed_experts),
+        "frontend": "in-process",
         "environment_variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("VLLM_USE")},
     }
+
+
+def _moe_backends(runner: Any) -> list[str]:
+    """Names of the classes that run routed experts (kernels and their preparation), as far as the modules tell."""
+    found: set[str] = set()
+    for module in runner.get_model().modules():
+        method = getattr(module, "quant_method", None)
+        if method is not None and "MoE" in type(method).__name__:
+            backend = getattr(method, "unquantized_backend", None) or getattr(method, "fp8_backend", None)
+            found.add(f"{type(method).__name__}/{getattr(backend, 'name', backend)}")
+    return sorted(found)
 
 
 def _attention_backend(runner: Any) -> str:

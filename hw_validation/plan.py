@@ -11,6 +11,8 @@ from moesim.errors import InputError, nearest
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SPOT_BATCHES = (1, 8, 16, 64, 256)
+ROUTING_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROUTING_SPREADS = (0.0, 0.5, 1.0)
 PREFILLS = (
     (1, 16),
     (1, 64),
@@ -30,6 +32,7 @@ MIXED_DECODES = (16, 64, 192)
 MIXED_PREFILLS = (64, 256, 512, 2048)
 MIXED_CONTEXT = 256
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SPOT_CONCURRENCIES = (1, 4, 16, 64, 256)
 MIXES = ((256, 128), (1024, 64))
 OPEN_LOADS = (0.3, 0.6, 0.8)
 WARM_STEPS = 3
@@ -137,7 +140,7 @@ Point = DecodePoint | PrefillPoint | MixedPoint | ClosedLoopPoint | OpenLoopPoin
 
 
 def plan_points(sections: list[str], contexts: list[int], limits: Limits) -> list[Point]:
-    """All points of `sections` (names in SECTIONS), in their order, that the engine can hold.
+    """All points of `sections` (names in SECTIONS), in their order, that the engine can hold, each once.
 
     Raises:
         InputError: unknown section.
@@ -145,7 +148,8 @@ def plan_points(sections: list[str], contexts: list[int], limits: Limits) -> lis
     for name in sections:
         if name not in SECTIONS:
             raise InputError(f"unknown section {name!r}; {nearest(name, SECTIONS)}")
-    return [point for name in sections for point in SECTIONS[name](contexts, limits)]
+    points = (point for name in sections for point in SECTIONS[name](contexts, limits))
+    return list({point.key: point for point in points}.values())
 
 
 def fitting_context(batch_size: int, context_len: int, num_steps: int, limits: Limits) -> int:
@@ -188,6 +192,11 @@ def _skewed_decodes(contexts: list[int], limits: Limits) -> Iterator[Point]:
     yield from _decodes(contexts[0], limits, SPOT_BATCHES[1:], router_spread=ROUTER_SPREAD)
 
 
+def _routing_decodes(contexts: list[int], limits: Limits) -> Iterator[Point]:
+    for spread in ROUTING_SPREADS:
+        yield from _decodes(contexts[0], limits, ROUTING_BATCHES, router_spread=spread)
+
+
 def _prefills(_: list[int], limits: Limits) -> Iterator[Point]:
     for num_prompts, prompt_len in PREFILLS:
         tokens = num_prompts * prompt_len
@@ -204,10 +213,12 @@ def _mixed(_: list[int], limits: Limits) -> Iterator[Point]:
                 yield MixedPoint(batch_size=batch_size, context_len=context, prefill_tokens=prefill_tokens, repeats=5)
 
 
-def _closed_loops(mix: int) -> Callable[[list[int], Limits], Iterator[Point]]:
+def _closed_loops(
+    mix: int, concurrencies: tuple[int, ...] = CONCURRENCIES
+) -> Callable[[list[int], Limits], Iterator[Point]]:
     def points(_: list[int], limits: Limits) -> Iterator[Point]:
         input_len, output_len = MIXES[mix]
-        for concurrency in CONCURRENCIES:
+        for concurrency in concurrencies:
             waves = 4 if concurrency <= 32 else 2
             if concurrency <= limits.max_num_seqs:
                 yield ClosedLoopPoint(
@@ -240,8 +251,11 @@ SECTIONS: dict[str, Callable[[list[int], Limits], Iterator[Point]]] = {
     "closed": _closed_loops(0),
     "decode-long": _other_decodes,
     "closed-long": _closed_loops(1),
+    "closed-spot": _closed_loops(0, SPOT_CONCURRENCIES),
+    "closed-long-spot": _closed_loops(1, SPOT_CONCURRENCIES),
     "open": _open_loops,
     "skew": _skewed_decodes,
+    "routing": _routing_decodes,
     "greedy": _greedy_decodes,
     "kernels": _kernels,
 }

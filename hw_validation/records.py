@@ -23,6 +23,7 @@ Kind = Literal[
     "closed_loop",
     "open_loop",
     "step_kernels",
+    "step_counters",
 ]
 
 

@@ -3,7 +3,8 @@
 python -m hw_validation.vllm_sweep --model olmoe-1b-7b --out olmoe.jsonl --budget-s 240
 
 Each point is on disk as soon as it is measured; started again with the same file, points that it holds are
-skipped. `--budget-s` counts from the start of the process, the engine's own start included.
+skipped. `--budget-s` counts from the start of the process, the engine's own start included. With `--standby` the
+process imports everything, waits for a line `go SECONDS` on standard input and counts from there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 from hw_validation.client import BudgetSpentError, Client
-from hw_validation.engine import EngineSettings, TracedEngine, start_engine
+from hw_validation.engine import EngineSettings, TracedEngine, prepare_engine, start_engine
 from hw_validation.loops import run_closed_loop, run_open_loop
 from hw_validation.plan import (
     SECTIONS,
@@ -35,6 +36,8 @@ from hw_validation.plan import (
     plan_points,
 )
 from hw_validation.records import Kind, Record, RecordLog, make_record
+from hw_validation.routing_counts import summarize_routing
+from hw_validation.standby import wait_for_go
 from hw_validation.step_kernels import measure_kernels
 from hw_validation.step_sweeps import Measured, measure_decode, measure_mixed, measure_prefill
 from hw_validation.step_trace import to_columns
@@ -91,6 +94,7 @@ class Sweep:
     def _key(self, point: Point) -> str:
         setup = self.engine.setup
         mode = "eager" if setup.flags["enforce_eager"] else "graphs"
+        mode += "+routing" if setup.flags.get("returns_routed_experts") else ""
         return f"{setup.model}/{setup.num_layers}layers/{mode}/{point.key}"
 
     def _measure(self, client: Client, point: Point, key: str) -> None:
@@ -105,6 +109,11 @@ class Sweep:
             if measured is None:
                 return
             content = {"values": measured.values | loads, "steps": to_columns(measured.rows)}
+            routed = self.engine.take_routed()
+            if routed and isinstance(point, DecodePoint):
+                routing = summarize_routing(routed, point.num_steps, self.engine.num_experts)
+                content["values"] |= routing.values
+                content["tables"] = {"routing_by_layer": routing.rows}
         record = make_record(_KINDS[type(point)], key, self.engine.setup, described, **content)
         self.log.append(record)
         _report(record)
@@ -138,23 +147,32 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the sweep that the command line asks for. Exit code 3 when the budget ended it early."""
     begin = time.perf_counter()
     options = _parser().parse_args(arguments)
-    settings = msgspec.convert(
-        {name: value for name, value in vars(options).items() if name in EngineSettings.__struct_fields__},
-        EngineSettings,
-    )
+    settings = _engine_settings(options)
     try:
         log = RecordLog(options.out)
-        with tempfile.TemporaryDirectory() as folder:
-            engine = start_engine(settings, Path(folder))
-            print(f"{settings.model}: ready after {engine.start_s:.0f} s; {engine.limits}", flush=True)
-            contexts = [int(length) for length in options.contexts.split(",")]
-            points = plan_points(options.sections.split(","), contexts, engine.limits)
-            complete = Sweep(engine, log, begin + options.budget_s - _EXIT_S).run(points)
+        if options.standby:
+            prepare_engine(settings, options.folder)
+            print(f"{settings.model}: prepared after {time.perf_counter() - begin:.0f} s", flush=True)
+            granted_s = wait_for_go()
+            if granted_s is None:
+                return 3
+            begin, options.budget_s = time.perf_counter(), granted_s
+        engine = start_engine(settings, options.folder)
+        print(f"{settings.model}: ready after {engine.start_s:.0f} s; {engine.limits}", flush=True)
+        contexts = [int(length) for length in options.contexts.split(",")]
+        points = plan_points(options.sections.split(","), contexts, engine.limits)
+        complete = Sweep(engine, log, begin + options.budget_s - _EXIT_S).run(points)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{settings.model}: {len(log.keys)} records after {time.perf_counter() - begin:.0f} s", flush=True)
     return 0 if complete else 3
+
+
+def _engine_settings(options: argparse.Namespace) -> EngineSettings:
+    given = {name: value for name, value in vars(options).items() if name in EngineSettings.__struct_fields__}
+    sizes = tuple(int(size) for size in options.capture_sizes.split(",") if size)
+    return msgspec.convert(given | {"capture_sizes": sizes}, EngineSettings)
 
 
 def _report(record: Record) -> None:
@@ -177,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of the longest sequence")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="sequences in a step")
     parser.add_argument("--max-num-batched-tokens", type=int, help="tokens in a step (the engine's default)")
+    parser.add_argument(
+        "--capture-sizes", default="", help="captured graphs, separated by commas (the engine's default)"
+    )
+    parser.add_argument("--return-routed-experts", action="store_true", help="count the experts that tokens went to")
+    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go SECONDS` on standard input")
+    folder = Path(tempfile.gettempdir()) / "moesim-models"
+    parser.add_argument("--folder", type=Path, default=folder, help="where config.json folders are written")
     parser.add_argument("--max-captured-tokens", type=int, help="largest captured graph (the engine's default)")
     parser.add_argument("--attention-backend", help="attention kernels, such as TRITON_MLA (the engine's default)")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share of the memory to use")

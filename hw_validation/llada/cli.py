@@ -36,6 +36,8 @@ examples:
     python -m hw_validation.llada --model llada-moe-7b-a1b --expert-execution loop --repeats 1
   many runs on one copy of the weights: all combinations of the varied settings
     python -m hw_validation.llada --model llada-8b --graphs --vary batch=1,4,16 --vary cache=none,prefix,dual
+  some runs on one copy of the weights, each with settings of its own
+    python -m hw_validation.llada --run graphs=true --run "expert_execution=loop" --run "cache=dual graphs=true"
   four GPUs, whole experts on each, one prompt shared by all
     torchrun --nproc-per-node 4 -m hw_validation.llada --model llada-moe-7b-a1b --tp 4 --ep 4
   a second on a laptop
@@ -129,6 +131,9 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--flops-per-s", type=float, default=ceilings.flops_per_s, help="matrix ceiling (default %(default)g)"
     )
+    group.add_argument(
+        "--run", action="append", default=[], metavar="'NAME=V NAME=V'", help="one run's settings; repeat for more runs"
+    )
     group.add_argument("--json", type=Path, metavar="FILE", help="records of all runs, rewritten after each")
 
 
@@ -148,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(parsed: argparse.Namespace) -> None:
     architecture, full_layers = _architecture(parsed)
-    runs = [check(settings, architecture) for settings in varied(_settings(parsed), parsed.vary)]
+    wanted = chosen(_settings(parsed), parsed.run)
+    runs = [check(settings, architecture) for base in wanted for settings in varied(base, parsed.vary)]
     if parsed.json:
         check_target(parsed.json)
     if parsed.repeats < 1:
@@ -193,6 +199,12 @@ def varied(base: RunSettings, clauses: Sequence[str]) -> list[RunSettings]:
     """All combinations of the settings in `clauses` ("batch=1,2"), the first clause changing slowest."""
     axes = [_axis(clause) for clause in clauses]
     return [replace(base, **dict(point)) for point in itertools.product(*axes)]
+
+
+def chosen(base: RunSettings, runs: Sequence[str]) -> list[RunSettings]:
+    """`base` changed by each text of `runs` ("batch=4 graphs=true"); `base` alone when there are none."""
+    changes = [dict(_axis(clause)[0] for clause in text.split()) for text in runs]
+    return [replace(base, **change) for change in changes] or [base]
 
 
 def _axis(clause: str) -> list[tuple[str, object]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hw_validation.plan import Limits
 from hw_validation.records import Environment, Setup
 from hw_validation.step_trace import StepRow
@@ -59,6 +62,9 @@ class FakeEngine:
     spreads: list[float] = field(default_factory=list)
     temperatures: set[float] = field(default_factory=set)
     most_running: int = 0
+    num_experts: int = 8
+    routes: bool = False
+    _routed: list[NDArray[np.int64]] = field(default_factory=list)
     _prompts: dict[str, int] = field(default_factory=dict)
     _left: dict[str, int] = field(default_factory=dict)
     _rows: list[StepRow] = field(default_factory=list)
@@ -69,6 +75,8 @@ class FakeEngine:
 
     def add(self, request_id: str, prompt: list[int], num_tokens: int, temperature: float) -> None:
         self.temperatures.add(temperature)
+        if self.routes:
+            self._routed.append(np.full((len(prompt) + num_tokens - 1, 2, 1), len(self._routed) % self.num_experts))
         self._prompts[request_id] = len(prompt)
         self._left[request_id] = num_tokens
 
@@ -93,6 +101,10 @@ class FakeEngine:
     def drain(self) -> list[StepRow]:
         rows, self._rows = self._rows, []
         return rows
+
+    def take_routed(self) -> list[NDArray[np.int64]]:
+        taken, self._routed = self._routed, []
+        return taken
 
     def draw_routers(self, spread: float) -> dict[str, float]:
         self.spreads.append(spread)

@@ -2,61 +2,128 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
-import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from hw_validation import micro, serving, step_counters, vllm_sweep
+from hw_validation.campaigns.jobs import CAMPAIGNS, Job
+from hw_validation.campaigns.one_gpu import Campaign
+from hw_validation.llada.cli import build_parser, chosen
+from hw_validation.llada.settings import RunSettings
 from hw_validation.plan import SECTIONS
 
-SCRIPT = Path(__file__).parents[2] / "hw_validation" / "campaigns" / "one_gpu.sh"
-STUB = """#!/usr/bin/env bash
-call="$*"
-while [ $# -gt 0 ]; do
-  case $1 in --out) out=$2 ;; --model) model=$2 ;; esac
-  shift
-done
-echo "$call" >> "$out"
-[[ $model == deepseek-v3 && $out != *bf16* ]] && exit 1
-exit 3
+PARSERS = {
+    "hw_validation.vllm_sweep": vllm_sweep._parser,
+    "hw_validation.micro": micro._parser,
+    "hw_validation.serving": serving._parser,
+    "hw_validation.step_counters": step_counters._parser,
+    "hw_validation.llada": build_parser,
+}
+SCRIPT = """
+import subprocess, sys, time
+from hw_validation.standby import wait_for_go
+out, action = sys.argv[1:3]
+with open(out + ".started", "w") as file:
+    file.write(str(time.time()))
+if "--standby" in sys.argv:
+    granted = wait_for_go()
+    with open(out + ".go", "w") as file:
+        file.write(str(time.time()))
+if action == "fail":
+    sys.exit(1)
+with open(out, "w") as file:
+    file.write(action)
+if action == "hang":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(out, "a") as file:
+        file.write(str(child.pid))
+    time.sleep(600)
+time.sleep(float(sys.argv[3]))
 """
 
 
-def run(part: str, folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
-    """Run a part of the campaign with a python3 that only writes its arguments down."""
-    stub = folder / "bin" / "python3"
-    stub.parent.mkdir()
-    stub.write_text(STUB)
-    stub.chmod(0o755)
-    path = f"{stub.parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", str(SCRIPT), part, str(folder / "out"), str(seconds)]
-    return subprocess.run(
-        command, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60, check=False
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `stub_job` for jobs to run."""
+    (tmp_path / "stub_job.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    return tmp_path
+
+
+def job(name: str, action: str, lasts_s: float = 0.0, **words: object) -> Job:
+    standby = " --standby" if words.get("standby") else ""
+    return Job(
+        name=name, module="stub_job", arguments=f"{{out}} {action} {lasts_s}{standby}", **({"seconds": 40.0} | words)
     )
 
 
-@pytest.mark.parametrize("part", ["0", "1", "2", "3"])
-def test_every_part_leaves_few_compressed_files(part: str, tmp_path: Path) -> None:
-    run(part, tmp_path, seconds=500)
-    files = sorted((tmp_path / "out").iterdir())
-    assert 2 < len(files) <= 8
-    assert all(file.suffix == ".gz" for file in files)
+def run(folder: Path, jobs: tuple[Job, ...], seconds: float = 120.0) -> list[str]:
+    Campaign(folder / "out", folder / "work", time.monotonic() + seconds).run(jobs)
+    return sorted(path.name for path in (folder / "out").iterdir())
 
 
-def test_failed_start_of_the_native_format_falls_back(tmp_path: Path) -> None:
-    run("3", tmp_path, seconds=500)
-    call = gzip.decompress((tmp_path / "out" / "deepseek-v3-bf16.jsonl.gz").read_bytes()).decode()
-    assert "--bf16 --attention-backend TRITON_MLA" in call
+def kept(folder: Path, name: str) -> str:
+    return gzip.decompress((folder / "out" / f"{name}.jsonl.gz").read_bytes()).decode()
 
 
-def test_without_time_nothing_is_started(tmp_path: Path) -> None:
-    done = run("1", tmp_path, seconds=20)
-    assert "olmoe: no time left" in done.stdout
+def test_records_and_log_are_kept_even_when_a_job_fails(stub: Path) -> None:
+    files = run(stub, (job("a", "fine"), job("b", "fail"), job("c", "good")))
+    assert files == ["a.jsonl.gz", "c.jsonl.gz", "log.txt.gz"]
+    assert kept(stub, "a") == "fine"
+    assert "===== b" in gzip.decompress((stub / "out" / "log.txt.gz").read_bytes()).decode()
 
 
-def test_sections_are_known() -> None:
-    text = SCRIPT.read_text()
-    lists = re.findall(r"(?:--sections |loops=|steps=)([a-z,-]+)", text)
-    assert lists
-    assert {name for names in lists for name in names.split(",")} <= set(SECTIONS)
+def test_next_job_prepares_meanwhile_but_starts_only_when_told(stub: Path) -> None:
+    jobs = (job("a", "fine", 2.0, head_start_s=0.2), job("b", "good", standby=True))
+    begin = time.time()
+    run(stub, jobs)
+    started, told = (float((stub / "work" / f"b.jsonl.{mark}").read_text()) for mark in ("started", "go"))
+    assert started - begin < 2.0 < told - begin
+
+
+def test_hanging_job_is_stopped_with_its_children_and_its_records_are_kept(
+    stub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hw_validation.campaigns.one_gpu._GRACE_S", 0.2)
+    monkeypatch.setattr("hw_validation.campaigns.one_gpu._LEAST_S", 0.5)
+    begin = time.monotonic()
+    run(stub, (job("a", "hang", seconds=2.0), job("b", "good")))
+    assert time.monotonic() - begin < 20
+    child = int(kept(stub, "a").removeprefix("hang"))
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+    assert kept(stub, "b") == "good"
+
+
+def test_fallback_runs_only_after_a_failure_without_records(stub: Path) -> None:
+    fallback = job("spare", "good")
+    assert "spare.jsonl.gz" in run(stub, (job("a", "fail", fallback=fallback),))
+    assert "spare2.jsonl.gz" not in run(stub, (job("b", "fine", fallback=job("spare2", "good")),))
+
+
+def test_without_time_nothing_is_started(stub: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(stub, (job("a", "fine"),), seconds=20.0) == ["log.txt.gz"]
+    assert "a: no time left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(CAMPAIGNS))
+def test_every_job_has_arguments_that_its_module_takes(name: str) -> None:
+    import shlex
+
+    jobs = CAMPAIGNS[name]
+    assert len(jobs) + 1 <= 8, "files that come back, the log included"
+    for each in [*jobs, *(one.fallback for one in jobs if one.fallback)]:
+        words = shlex.split(each.arguments.format(out="x.jsonl", seconds=1))
+        parsed = PARSERS[each.module]().parse_args(words)
+        assert ("--standby" in words) == each.standby
+        if each.module.endswith("vllm_sweep"):
+            assert set(parsed.sections.split(",")) <= set(SECTIONS)
+        if each.module.endswith("llada"):
+            assert len(chosen(RunSettings(), parsed.run)) >= 8
+
+
+def test_python_of_the_campaign_is_this_one(stub: Path) -> None:
+    run(stub, (job("a", "fine"),))
+    assert sys.executable in gzip.decompress((stub / "out" / "log.txt.gz").read_bytes()).decode()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from hw_validation import vllm_sweep
 from hw_validation.engine import TracedEngine
-from hw_validation.plan import plan_points
+from hw_validation.plan import DecodePoint, plan_points
 from hw_validation.records import RecordLog, read_records
 from hw_validation.vllm_sweep import Sweep, main
 from tests.hw_validation.fakes import LIMITS, FakeEngine
@@ -84,6 +86,22 @@ def test_skewed_points_redraw_the_routers(tmp_path: Path) -> None:
     assert all(record.values["expert_load_gini"] == 1.0 for record in skewed)
     assert engine.spreads[-1] == 0.0
     assert engine.temperatures == {0.0, 1.0}
+
+
+def test_routed_experts_are_counted_with_their_decode_steps(tmp_path: Path) -> None:
+    points = [point for point in plan_points(["decode"], [64], LIMITS) if isinstance(point, DecodePoint)][:7]
+    assert sweep(FakeEngine(routes=True), tmp_path / "runs.jsonl").run(list(points))
+    for record in read_records(tmp_path / "runs.jsonl"):
+        assert record.values["distinct_experts_mean"] == min(8, record.point["batch_size"])
+        assert len(record.tables["routing_by_layer"]) == 2
+
+
+def test_standby_prepares_and_leaves_when_nobody_says_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[str] = []
+    monkeypatch.setattr(vllm_sweep, "prepare_engine", lambda settings, _: prepared.append(settings.model))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["--model", "mixtral-8x7b", "--out", str(tmp_path / "runs.jsonl"), "--standby"]) == 3
+    assert prepared == ["mixtral-8x7b"]
 
 
 def test_missing_vllm_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

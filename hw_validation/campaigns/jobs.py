@@ -1,0 +1,124 @@
+"""What a campaign on one GPU runs, in order: one process a job, each with the most seconds it may take."""
+
+from __future__ import annotations
+
+import msgspec
+
+MODELS = "olmoe-1b-7b,qwen1.5-moe-a2.7b,dbrx,qwen2-57b-a14b,mixtral-8x7b,deepseek-v3"
+_ALL = "decode,prefill,mixed,closed,decode-long,closed-long,skew,kernels,open"
+_STEPS = "decode,prefill,mixed,decode-long,kernels,skew"
+_REPEAT = "decode,prefill,closed-spot,closed-long-spot,mixed,decode-long"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """`module` is run with `arguments` (`{out}` is the file it writes, `{seconds}` what it may take).
+
+    `standby`: it understands `--standby` and is started while the job before it runs, `head_start_s` after that
+    one began. `fallback` runs instead when the job fails (an exit code other than 0 and 3) without any record.
+    """
+
+    name: str
+    module: str
+    arguments: str
+    seconds: float
+    suffix: str = "jsonl"
+    standby: bool = False
+    head_start_s: float = 2.0
+    wrapper: str = ""
+    fallback: Job | None = None
+
+
+def sweep(name: str, seconds: float, arguments: str, fallback: Job | None = None) -> Job:
+    """A job of `hw_validation.vllm_sweep`."""
+    return Job(
+        name=name,
+        module="hw_validation.vllm_sweep",
+        arguments=f"--out {{out}} --standby {arguments}",
+        seconds=seconds,
+        standby=True,
+        fallback=fallback,
+    )
+
+
+def llada(name: str, seconds: float, model: str, runs: tuple[str, ...]) -> Job:
+    """A job of `hw_validation.llada`, whose JSON document is rewritten after each run."""
+    words = f"--model {model} --repeats 2 --warm-ups 1 --json {{out}} " + " ".join(f"--run '{run}'" for run in runs)
+    return Job(name=name, module="hw_validation.llada", arguments=words, seconds=seconds, suffix="json")
+
+
+_MICRO = Job(
+    name="micro",
+    module="hw_validation.micro",
+    arguments=f"--models {MODELS} --out {{out}} --budget-s {{seconds}}",
+    seconds=80,
+    head_start_s=60,
+)
+_DEEPSEEK_BF16 = sweep(
+    "deepseek-v3-bf16",
+    75,
+    f"--model deepseek-v3 --num-layers 5 --bf16 --attention-backend TRITON_MLA --contexts 256,1024 --sections {_STEPS}",
+)
+_COUNTERS = Job(
+    name="counters",
+    module="hw_validation.step_counters",
+    arguments="--out {out} --seconds {seconds}",
+    seconds=120,
+)
+
+_DENSE_RUNS = (
+    "graphs=true",
+    "graphs=false",
+    "cache=prefix graphs=true",
+    "cache=dual graphs=true",
+    "batch=4 graphs=true",
+    "batch=16 graphs=true",
+    "cfg_scale=1 graphs=true",
+    "generation_len=256 steps=128 graphs=true",
+)
+_EXPERT_RUNS = (
+    "graphs=true",
+    "expert_execution=loop",
+    *_DENSE_RUNS[1:],
+    "kernels=torch graphs=true",
+    "expert_loads=true graphs=true",
+)
+
+CAMPAIGNS: dict[str, tuple[Job, ...]] = {
+    "first": (
+        sweep("olmoe-routing", 65, "--model olmoe-1b-7b --return-routed-experts --contexts 256 --sections routing"),
+        _MICRO,
+        sweep("olmoe", 120, f"--model olmoe-1b-7b --sections {_ALL}"),
+        sweep("qwen1.5-moe", 130, f"--model qwen1.5-moe-a2.7b --sections {_ALL}"),
+        llada("llada-moe", 75, "llada-moe-7b-a1b", _EXPERT_RUNS),
+        sweep(
+            "olmoe-eager",
+            55,
+            "--model olmoe-1b-7b --enforce-eager --contexts 256 --sections decode,prefill,kernels,closed-spot",
+        ),
+    ),
+    "second": (
+        sweep("mixtral", 200, f"--model mixtral-8x7b --contexts 256,1024 --sections {_ALL}"),
+        sweep(
+            "deepseek-v3",
+            80,
+            f"--model deepseek-v3 --num-layers 5 --contexts 256,1024 --sections {_STEPS}",
+            _DEEPSEEK_BF16,
+        ),
+        sweep("qwen2-57b", 60, f"--model qwen2-57b-a14b --num-layers 8 --contexts 256,1024 --sections {_STEPS}"),
+        sweep("dbrx", 60, f"--model dbrx --num-layers 6 --contexts 256,1024 --sections {_STEPS}"),
+        llada("llada-8b", 45, "llada-8b", _DENSE_RUNS),
+        _COUNTERS,
+    ),
+    "repeat": (
+        sweep("olmoe", 75, f"--model olmoe-1b-7b --sections {_REPEAT}"),
+        sweep("mixtral", 115, f"--model mixtral-8x7b --contexts 256,1024 --sections {_REPEAT}"),
+        sweep("qwen1.5-moe", 75, f"--model qwen1.5-moe-a2.7b --sections {_REPEAT}"),
+        Job(
+            name="serving",
+            module="hw_validation.serving",
+            arguments="--model olmoe-1b-7b --out {out} --standby",
+            seconds=140,
+            standby=True,
+        ),
+    ),
+}
