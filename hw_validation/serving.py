@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="name in configs/models")
     parser.add_argument("--out", type=Path, required=True, help="JSON-lines file of records, resumed when it exists")
     parser.add_argument("--budget-s", type=float, default=300.0, help="seconds from process start to a clean stop")
-    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go SECONDS` on standard input")
+    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go UNTIL` on standard input")
     folder = Path(tempfile.gettempdir()) / "moesim-models"
     parser.add_argument("--folder", type=Path, default=folder, help="where the model folder is written")
     return parser

@@ -4,7 +4,7 @@ python -m hw_validation.vllm_sweep --model olmoe-1b-7b --out olmoe.jsonl --budge
 
 Each point is on disk as soon as it is measured; started again with the same file, points that it holds are
 skipped. `--budget-s` counts from the start of the process, the engine's own start included. With `--standby` the
-process imports everything, waits for a line `go SECONDS` on standard input and counts from there.
+process imports everything, waits for a line `go UNTIL` on standard input and counts from there.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "--capture-sizes", default="", help="captured graphs, separated by commas (the engine's default)"
     )
     parser.add_argument("--return-routed-experts", action="store_true", help="count the experts that tokens went to")
-    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go SECONDS` on standard input")
+    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go UNTIL` on standard input")
     folder = Path(tempfile.gettempdir()) / "moesim-models"
     parser.add_argument("--folder", type=Path, default=folder, help="where config.json folders are written")
     parser.add_argument("--max-captured-tokens", type=int, help="largest captured graph (the engine's default)")

@@ -51,7 +51,7 @@ _MICRO = Job(
     module="hw_validation.micro",
     arguments=f"--models {MODELS} --out {{out}} --budget-s {{seconds}}",
     seconds=80,
-    head_start_s=60,
+    head_start_s=25,
 )
 _DEEPSEEK_BF16 = sweep(
     "deepseek-v3-bf16",
@@ -85,8 +85,8 @@ _EXPERT_RUNS = (
 
 CAMPAIGNS: dict[str, tuple[Job, ...]] = {
     "first": (
-        sweep("olmoe-routing", 65, "--model olmoe-1b-7b --return-routed-experts --contexts 256 --sections routing"),
         _MICRO,
+        sweep("olmoe-routing", 65, "--model olmoe-1b-7b --return-routed-experts --contexts 256 --sections routing"),
         sweep("olmoe", 120, f"--model olmoe-1b-7b --sections {_ALL}"),
         sweep("qwen1.5-moe", 130, f"--model qwen1.5-moe-a2.7b --sections {_ALL}"),
         llada("llada-moe", 75, "llada-moe-7b-a1b", _EXPERT_RUNS),

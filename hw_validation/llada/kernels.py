@@ -5,7 +5,7 @@ product gathers its rows, the second scatters them back, already weighted. Progr
 run next to each other, so its weights leave memory once.
 """
 
-# ruff: noqa: N803, PLR0917 - Triton names compile-time constants in capitals and takes no structures
+# ruff: noqa: N803 - Triton names compile-time constants in capitals and takes no structures
 # pyright: basic, reportGeneralTypeIssues=false
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from hw_validation.campaigns.one_gpu import Campaign
 from hw_validation.llada.cli import build_parser, chosen
 from hw_validation.llada.settings import RunSettings
 from hw_validation.plan import SECTIONS
+from hw_validation.standby import go_line, wait_for_go
 
 PARSERS = {
     "hw_validation.vllm_sweep": vllm_sweep._parser,
@@ -122,6 +124,14 @@ def test_every_job_has_arguments_that_its_module_takes(name: str) -> None:
             assert set(parsed.sections.split(",")) <= set(SECTIONS)
         if each.module.endswith("llada"):
             assert len(chosen(RunSettings(), parsed.run)) >= 8
+
+
+def test_granted_time_runs_from_the_grant_even_if_it_is_read_late() -> None:
+    line = go_line(5.0)
+    time.sleep(0.3)
+    left = wait_for_go(io.StringIO(line))
+    assert left is not None and 4.0 < left < 4.8
+    assert wait_for_go(io.StringIO("")) is None
 
 
 def test_python_of_the_campaign_is_this_one(stub: Path) -> None:
