@@ -16,8 +16,10 @@ from moesim.specs.model import Model
 from moesim.specs.scenario import Scenario
 from moesim.specs.workload import Trace
 
-_NO_LOAD_WORDS = frozenset({"parameters", "hardware", "model", "gpus", "nodes", "tp", "dp", "ep", "pp"})
-"""Words that say nothing of the load: the server's identity covers them, parameters are the simulator's."""
+_NO_LOAD_WORDS = frozenset(
+    {"hardware", "model", "gpus", "nodes", "tp", "dp", "ep", "pp", "parameters", "engine", "engine_version", "site"}
+)
+"""Words that say nothing of the load: the server's identity covers them, or they choose the simulator's constants."""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +133,7 @@ def _unmeasurable(scenario: Scenario, request: Request, measurement: Measurement
     offline = deployment.frontend == "offline"
     ranks = deployment.tensor_parallel_size * deployment.data_parallel_size
     reasons = {
+        f"engine {request.engine}: the runner starts vLLM": request.engine != "vllm",
         "trace: arrivals of a trace are not replayed by the benchmark client": isinstance(
             scenario.workload.arrival, Trace
         ),

@@ -8,8 +8,10 @@ import msgspec
 
 from hw_validation.experiment.runs import Server
 from moesim.errors import InputError
+from moesim.specs.deployment import Deployment
 
 RPC_PORT = 13345
+DEFAULT_CAPTURE = Deployment().max_cudagraph_capture_size
 
 
 def serve_command(server: Server, folder: Path, port: int, node: int = 0, address: str = "127.0.0.1") -> list[str]:
@@ -70,6 +72,8 @@ def _engine(server: Server) -> list[str]:
     flags.append(_switch("async-scheduling", deployment.async_scheduling))
     if deployment.enforce_eager:
         flags.append("--enforce-eager")
+    if deployment.max_cudagraph_capture_size != DEFAULT_CAPTURE:
+        flags += ["--max-cudagraph-capture-size", str(deployment.max_cudagraph_capture_size)]
     if measurement.load_format != "auto":
         flags += ["--load-format", measurement.load_format]
     if measurement.attention_backend:

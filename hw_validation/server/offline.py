@@ -148,7 +148,6 @@ def engine_facts(config: Any, version: str) -> Facts:
     """The facts of an engine in this process, under the same names as a server's."""
     values = collect(lambda part, name: getattr(getattr(config, part, None), name, MISSING))
     plain = {name: value if isinstance(value, bool | int | list) else str(value) for name, value in values.items()}
-    plain["cudagraph_mode"] = getattr(values["cudagraph_mode"], "name", str(values["cudagraph_mode"]))
     plain["routing_strategy"] = os.environ.get("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "")
     return Facts(version=version, values=plain)
 

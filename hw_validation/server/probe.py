@@ -64,7 +64,7 @@ def collect(lookup: Lookup) -> dict[str, Any]:
     for name in ("enable_prefix_caching", "cache_dtype", "block_size", "num_gpu_blocks"):
         values[name] = lookup("cache_config", name)
     values["load_format"] = lookup("load_config", "load_format")
-    values["cudagraph_mode"] = lookup("compilation_config", "cudagraph_mode")
+    values["cudagraph_mode"] = graph_mode(lookup("compilation_config", "cudagraph_mode"))
     values["cudagraph_capture_sizes"] = lookup("compilation_config", "cudagraph_capture_sizes")
     return values
 
@@ -89,9 +89,21 @@ def differing(server: Server, facts: Facts) -> Iterator[str]:
         value = found.get(name, MISSING)
         if _plain(value) != _plain(planned):
             yield f"{name}: planned {planned}, found {value}"
-    graphs = str(found.get("cudagraph_mode", MISSING)).rsplit(".", 1)[-1].upper()
-    if not server.deployment.enforce_eager and graphs in ("NONE", "0", MISSING.upper()):
-        yield f"cudagraph_mode: planned graphs, found {found.get('cudagraph_mode', MISSING)}"
+    graphs = found.get("cudagraph_mode", MISSING)
+    if not server.deployment.enforce_eager and graphs in ("NONE", MISSING):
+        yield f"cudagraph_mode: planned graphs, found {graphs}"
+
+
+def graph_mode(value: Any) -> str:
+    """The name of vLLM's CUDAGraphMode, which JSON shows by value: a number, or a pair (decode, mixed).
+
+    >>> graph_mode([2, 1]), graph_mode(0), graph_mode("FULL")
+    ('FULL_AND_PIECEWISE', 'NONE', 'FULL')
+    """
+    plain = getattr(value, "value", value)
+    key = tuple(plain) if isinstance(plain, list | tuple) else plain
+    names = {0: "NONE", 1: "PIECEWISE", 2: "FULL", (2, 0): "FULL_DECODE_ONLY", (2, 1): "FULL_AND_PIECEWISE"}
+    return names.get(key, str(value).rsplit(".", 1)[-1])
 
 
 def planned_facts(server: Server) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def config() -> dict[str, dict[str, object]]:
         },
         "load_config": {"load_format": flag("--load-format", "auto")},
         "compilation_config": {
-            "cudagraph_mode": "NONE" if eager else "FULL_AND_PIECEWISE",
+            "cudagraph_mode": 0 if eager else [2, 1],
             "cudagraph_capture_sizes": [],
         },
     }

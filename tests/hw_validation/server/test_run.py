@@ -87,7 +87,7 @@ def test_complete_log_starts_no_server(site: Site) -> None:
         ({"parallel_config": {"tensor_parallel_size": 2}}, "tensor_parallel_size: planned 1, found 2"),
         ({"parallel_config": {"enable_expert_parallel": True}}, "enable_expert_parallel: planned False, found True"),
         ({"model_config": {"enforce_eager": True}}, "enforce_eager: planned False, found True"),
-        ({"compilation_config": {"cudagraph_mode": "NONE"}}, "cudagraph_mode: planned graphs, found NONE"),
+        ({"compilation_config": {"cudagraph_mode": 0}}, "cudagraph_mode: planned graphs, found NONE"),
         ({"load_config": {"load_format": "auto"}}, "load_format: planned dummy, found auto"),
         ({"scheduler_config": {"max_num_seqs": 7}}, "max_num_seqs: planned 1024, found 7"),
     ],
