@@ -261,12 +261,12 @@ def _text(line: bytes, path: Path, number: int, limits: Limits) -> str:
         raise InputError(f"{path} line {number}: is not UTF-8 text") from None
 
 
-def _counted(lines: Iterator[tuple[int, str]], place: list[int], comment: str) -> Iterator[str]:
-    """The lines, their number noted in `place`; leading comment and blank lines are left out."""
+def _counted(lines: Iterator[tuple[int, str]], place: list[int], begin: str) -> Iterator[str]:
+    """The lines from the header on, their number noted in `place`."""
     begun = False
     for number, line in lines:
         place[0] = number
-        begun = begun or (bool(line.strip()) and not (comment and line.startswith(comment)))
+        begun = begun or (bool(line.strip()) and line.startswith(begin))
         if begun:
             yield line
 

@@ -68,7 +68,8 @@ class Database:
 
     def _run(self, query: str, what: str) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._connection.execute(query)
+            for row in self._connection.execute(query):  # noqa: UP028 (closing must not touch the cursor)
+                yield row
         except sqlite3.OperationalError as error:
             reason = f"takes longer than {self._limits.query_s:g} s" if "interrupted" in str(error) else str(error)
             raise InputError(f"{self.path}: {what} cannot be read: {reason}") from None

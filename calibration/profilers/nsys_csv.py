@@ -41,7 +41,7 @@ def read(path: Path, limits: Limits = LIMITS, begin: str = "") -> Profile:
 
 
 def _read_trace(path: Path, rows: Iterator[Cells], named: dict[str, str]) -> Profile:
-    start, duration = named["start"], named["duration"]
+    start, duration, label = (_column(named, word, path) for word in ("start", "duration", "name"))
     to_ns = {column: _seconds(column, path) * 1e9 for column in (start, duration)}
     raws: list[RawKernel] = []
     copies: list[tuple[str, float]] = []
@@ -51,7 +51,7 @@ def _read_trace(path: Path, rows: Iterator[Cells], named: dict[str, str]) -> Pro
             raise InputError(f"{row.place}: {duration} is {row.text(duration)!r}, must not be negative")
         grid, block = _size(row, "Grd"), _size(row, "Blk")
         if grid is None or block is None:
-            copies.append((row.text(named["name"]), length * 1e-9))
+            copies.append((row.text(label), length * 1e-9))
         else:
             raws.append(_kernel(row, named, begin, begin + length, grid, block))
     return Profile(
@@ -67,7 +67,7 @@ def _kernel(row: Cells, named: dict[str, str], start: float, end: float, grid: S
     device = row.text(named["device"]) if "device" in named else ""
     found = re.search(r"\((\d+)\)$", device)
     return RawKernel(
-        name=row.text(named["name"]),
+        name=row.text(_column(named, "name", row.path)),
         device=f"GPU {found[1]}" if found else device or "unnamed",
         start_ns=start,
         end_ns=end,
@@ -85,9 +85,11 @@ def _size(row: Cells, prefix: str) -> Size | None:
 
 
 def _read_sums(path: Path, rows: Iterator[Cells], named: dict[str, str]) -> Profile:
-    time = named["total time"]
+    time = _column(named, "total time", path)
     scale = _seconds(time, path)
-    counted = next(named[word] for word in ("instances", "num calls", "count") if word in named)
+    counted = next((named[word] for word in ("instances", "num calls") if word in named), named.get("count"))
+    if counted is None:
+        raise InputError(f"{path}: has neither a column Instances nor Count")
     name = named.get("name") or named.get("operation")
     if name is None:
         raise InputError(f"{path}: has neither a column Name nor Operation")
@@ -105,6 +107,12 @@ def _total(row: Cells, what: str, name: str, count: int, time_s: float) -> Total
     if count < 0 or time_s < 0:
         raise InputError(f"{row.place}: {count} times {time_s} s must not be negative")
     return Total(what=what, name=name, count=count, total_s=time_s)
+
+
+def _column(named: dict[str, str], word: str, path: Path) -> str:
+    if word not in named:
+        raise InputError(f"{path}: has no column {word}")
+    return named[word]
 
 
 def _seconds(column: str, path: Path) -> float:
