@@ -31,9 +31,10 @@ class BlockPool:
 
     def take(self, blocks: int) -> None:
         """Take free blocks, forgetting idle prefixes that lie in them."""
-        self.free -= blocks
-        self.lowest_free = min(self.lowest_free, self.free)
-        while self._idle_blocks > self.free:
+        free = self.free = self.free - blocks
+        if free < self.lowest_free:  # noqa: PLR1730 (a call of min costs more than the rest of this function)
+            self.lowest_free = free
+        while self._idle_blocks > free:
             self._idle_blocks -= self._idle.popitem(last=False)[1]
 
     def release(self, request: Request) -> None:

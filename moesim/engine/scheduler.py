@@ -246,17 +246,20 @@ class Scheduler:
             slots -= 1
 
     def _start(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> bool:
-        hit = self.pool.cached_blocks(request)
-        cached = max(hit, self._warm_blocks(request)) * self.pool.block_size
-        new = min(request.target - cached, budget)
-        if not self.chunked and request.target - cached > budget:
+        pool, hit, cached = self.pool, 0, 0
+        if request.prefix_id >= 0 or request.warm_tokens:
+            hit = pool.cached_blocks(request)
+            cached = max(hit, self._warm_blocks(request)) * pool.block_size
+        left = request.target - cached
+        new = left if left < budget else budget
+        if new < left and not self.chunked:
             return False
-        own = self.pool.blocks_for(cached + new) - hit
-        if own + (self.pool.cost_of_sharing(request) if hit else 0) > self.pool.free - self._decode_need():
+        own = -(-(cached + new) // pool.block_size) - hit
+        if own + (pool.cost_of_sharing(request) if hit else 0) > pool.free - self._decode_need():
             return False
         if hit:
-            self.pool.share(request, hit)
-        self.pool.take(own)
+            pool.share(request, hit)
+        pool.take(own)
         request.blocks = own
         request.computed = cached
         self.waiting.popleft()
@@ -308,7 +311,8 @@ class Scheduler:
             request.computed += new
             if request.computed == request.target:
                 self.prefilling.remove(request)
-                self.pool.publish(request)
+                if request.prefix_id >= 0:
+                    self.pool.publish(request)
                 self._enter_decode(request)
                 started.append(request)
         return started

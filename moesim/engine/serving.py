@@ -33,12 +33,15 @@ class ServingRun:
     elapsed_s: float
 
 
-def run_serving(scenario: Scenario, macro_steps: bool = True, trace: bool = False) -> ServingRun:
+def run_serving(
+    scenario: Scenario, macro_steps: bool = True, trace: bool = False, model: StepModel | None = None
+) -> ServingRun:
     """Simulate the scenario until its last request has its last token.
 
     Args:
         macro_steps: advance all steps between two batch changes at once (same answer as step by step).
         trace: keep every segment for a timeline.
+        model: step tables of an earlier run of the same scenario.
 
     Raises:
         InputError: the model does not fit, or a request is longer than the engine admits.
@@ -46,7 +49,7 @@ def run_serving(scenario: Scenario, macro_steps: bool = True, trace: bool = Fals
     table = make_requests(scenario.workload, np.random.default_rng([scenario.seed, 0xA221]))
     memory = require_fit(scenario.model, scenario.deployment, scenario.cluster, table.longest)
     _check_lengths(scenario, table)
-    model = step_model_for(scenario, table)
+    model = model or step_model_for(scenario, table)
     return _Simulation(scenario, table, model, memory, macro_steps, trace).run()
 
 

@@ -1,0 +1,112 @@
+"""`make bench`: how fast the simulator itself is, as JSON; every ratio is measured in this one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from moesim.engine.serving import run_serving
+from moesim.metrics.summary import summarize
+from moesim.planner.search import Goal, recommend_scenario
+from moesim.scenarios import make_planning_scenario
+from moesim.specs.scenario import Scenario
+from moesim.words import to_request, to_scenario
+
+_REPEATS = 7
+POISSON = {"request_rate": 20.0, "input_len": 512, "output_len": 256, "num_prompts": 10_000}
+CLOSED_LOOP = {"concurrency": 64, "input_len": 128, "output_len": 2048, "num_prompts": 1280}
+MACHINE = {"model": "mixtral-8x7b", "hardware": "h200", "gpus": 8, "tp": 8}
+TARGETS = {
+    "poisson output_tokens_per_s": 5e6,
+    "closed_loop macro_over_step": 30.0,
+    "recommend warm_s (at most)": 2.0,
+    "help cpu_s (at most)": 0.3,
+}
+
+
+def best_of(action: Callable[[], object], repeats: int = _REPEATS) -> float:
+    """Least wall seconds of several runs: what the code costs when nothing else disturbs it."""
+    times: list[float] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def simulation_speed(words: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a whole simulation with its metrics, by macro-steps and step by step, on one core."""
+    scenario = to_scenario({**MACHINE, **words})
+    tokens = words["num_prompts"] * words["output_len"]
+    run = _simulate(scenario, True)
+    macro_s = best_of(lambda: _simulate(scenario, True))
+    step_s = best_of(lambda: _simulate(scenario, False), repeats=3)
+    return {
+        "output_tokens": tokens,
+        "engine_steps": run,
+        "macro_s": macro_s,
+        "step_s": step_s,
+        "output_tokens_per_s": tokens / macro_s,
+        "macro_over_step": step_s / macro_s,
+    }
+
+
+def _simulate(scenario: Scenario, macro_steps: bool) -> int:
+    return summarize(scenario, run_serving(scenario, macro_steps=macro_steps)).engine_steps
+
+
+def recommend_speed(model: str, hardware: str) -> dict[str, Any]:
+    """Seconds of a recommendation on 8 GPUs, the first in this process and warm (routing banks drawn)."""
+    scenario = make_planning_scenario(to_request({"model": model, "hardware": hardware, "gpus": 8}))
+    first_s = best_of(lambda: recommend_scenario(scenario, Goal()), repeats=1)
+    warm_s = best_of(lambda: recommend_scenario(scenario, Goal()), repeats=3)
+    return {"model": model, "hardware": hardware, "first_s": first_s, "warm_s": warm_s}
+
+
+def help_cpu_s() -> float:
+    """CPU seconds of `moesim --help` in a fresh process, least of five."""
+    command = [sys.executable, "-c", "from moesim.cli.main import main; main()", "--help"]
+    times: list[float] = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def measure() -> dict[str, Any]:
+    """All figures, and which targets they meet."""
+    poisson, closed = simulation_speed(POISSON), simulation_speed(CLOSED_LOOP)
+    recommend = [recommend_speed("mixtral-8x7b", "h200"), recommend_speed("deepseek-v3", "mi300x")]
+    cpu_s = help_cpu_s()
+    values = (poisson["output_tokens_per_s"], closed["macro_over_step"], max(r["warm_s"] for r in recommend), cpu_s)
+    met = {
+        name: value <= target if name.endswith("(at most)") else value >= target
+        for (name, target), value in zip(TARGETS.items(), values, strict=True)
+    }
+    return {
+        "machine": {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "poisson": poisson,
+        "closed_loop": closed,
+        "recommend": recommend,
+        "help": {"cpu_s": cpu_s},
+        "targets": TARGETS,
+        "met": met,
+    }
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    print(json.dumps(measure(), indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
