@@ -15,6 +15,9 @@ def profile(
     rocpd: Annotated[bool, typer.Option(help="rocprofv3: write SQLite (rocpd) instead of CSV.")] = False,
     launch_skip: Annotated[int, typer.Option(help="ncu: kernels to pass over first.")] = 0,
     launch_count: Annotated[int, typer.Option(help="ncu: kernels to measure (0: all).")] = 0,
+    pmc: Annotated[
+        list[str] | None, typer.Option(help="rocprofv3: counters of one pass, by commas (repeat for passes).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")] = False,
 ) -> None:
     """Run a command under a profiler: moesim-hw profile ncu --out DIR -- python -m hw_validation.vllm_sweep ...
@@ -24,7 +27,7 @@ def profile(
     """
     import shlex
 
-    from hw_validation.profilers.passes import EXECUTABLES, ProfileOptions, passes
+    from hw_validation.profilers.passes import EXECUTABLES, ROCPROF_COUNTERS, ProfileOptions, passes
     from hw_validation.profilers.profile import profile_workload
     from moesim.errors import InputError, nearest
 
@@ -36,6 +39,7 @@ def profile(
     options = ProfileOptions(
         out=out,
         rocprof_format="rocpd" if rocpd else "csv",
+        counters=tuple(tuple(group.split(",")) for group in pmc) if pmc else ROCPROF_COUNTERS,
         launch_skip=launch_skip,
         launch_count=launch_count,
     )
