@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from moesim.cli import demo, estimate, experiment, hardware, models, recommend, simulate
+from moesim.cli import demo, estimate, experiment, hardware, imbalance, models, place, recommend, simulate
 from moesim.errors import InputError
 
 HELP = """How will a Mixture-of-Experts model run on that hardware, before you rent it.
@@ -26,6 +26,8 @@ VERBS = (
     (simulate, "simulate"),
     (estimate, "estimate"),
     (experiment, "experiment"),
+    (place, "place"),
+    (imbalance, "imbalance"),
     (models, "models"),
     (hardware, "hardware"),
     (demo, "demo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,23 +116,32 @@ def _recount(state: _State) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to search: kicks in all, kicks in a row without gain, and a time on the clock (perf_counter) to stop."""
+
+    rounds: int
+    stall: int
+    ends_s: float
+
+
 def search(
-    loads: FloatArray, starts: list[IntArray], num_ranks: int, goal: float, rounds: int, rng: np.random.Generator
+    loads: FloatArray, starts: list[IntArray], num_ranks: int, goal: float, effort: Effort, rng: np.random.Generator
 ) -> IntArray:
     """Iterated local search from the best of `starts`: kick a few replicas, improve, keep what is no worse.
 
-    Args:
-        goal: lower bound of the fullest rank; the search stops there.
-        rounds: kicks to try.
+    Never worse than the best start. `goal`: lower bound of the fullest rank; the search stops close to it.
     """
     plans = [improve(loads, start, num_ranks, goal) for start in starts]
     tops = [float(rank_loads_of(loads, plan, num_ranks).max()) for plan in plans]
     best, top = plans[int(np.argmin(tops))], min(tops)
-    for _ in range(rounds):
-        if top <= goal * (1 + _CLOSE):
+    since = 0
+    for _ in range(effort.rounds):
+        if top <= goal * (1 + _CLOSE) or since >= effort.stall or time.perf_counter() > effort.ends_s:
             break
         trial = improve(loads, _kick(loads, best, num_ranks, rng), num_ranks, goal)
         reached = float(rank_loads_of(loads, trial, num_ranks).max())
+        since = 0 if reached < top * (1 - _GAIN) else since + 1
         if reached <= top:
             best, top = trial, reached
     return best

@@ -15,7 +15,7 @@ from moesim.placement.baselines import linear, round_robin
 from moesim.placement.bounds import lower_bound
 from moesim.placement.eplb import check_groups, eplb_global, eplb_hierarchical
 from moesim.placement.exact import solve_exact
-from moesim.placement.local_search import search
+from moesim.placement.local_search import Effort, search
 from moesim.placement.packing import pack_heaviest_first, replicate_below
 from moesim.placement.replicas import check_map, check_slots, rank_loads_of
 from moesim.routing.imbalance import gini
@@ -33,7 +33,8 @@ ALGORITHMS = (
     "optimal",
     "auto",
 )
-_SEARCH_ROUNDS = 80
+_SEARCH_ROUNDS = 120
+_SEARCH_STALL = 40
 _EXACT = 1e-9
 
 
@@ -41,8 +42,8 @@ _EXACT = 1e-9
 class PlacementRequest:
     """What to plan for: `num_slots` physical experts over `num_ranks` ranks in `num_nodes` nodes.
 
-    `num_groups`: expert groups for the hierarchical policy (0: one a node). `limit_s`: seconds for the exact
-    solver over all layers. `slack`: how far above the balanced plan's fullest rank affinity may go.
+    `num_groups`: expert groups for the hierarchical policy (0: one a node). `limit_s`: seconds for local
+    search and exact solver over all layers (on a slow machine the last layers are searched less). `slack`: how far above the balanced plan's fullest rank affinity may go.
     """
 
     num_slots: int
@@ -161,7 +162,7 @@ def _plan_layer(
         return _certify(layer, loads, linear(len(loads), request.num_slots, ranks), ranks, 0.0)
     bound = lower_bound(loads, request.num_slots, ranks)
     if request.algorithm in ("optimal", "auto", "affinity"):
-        plan = balanced(loads, request, bound, rng)
+        plan = balanced(loads, request, bound, time.perf_counter() + limit_s, rng)
         if request.algorithm == "affinity":
             plan = cluster_affine(loads, plan, ranks, request.num_nodes, coactivation, request.slack)
         if request.algorithm == "optimal":
@@ -185,7 +186,9 @@ def _by_rule(loads: FloatArray, request: PlacementRequest) -> IntArray:
     return eplb_global(loads, slots, ranks)
 
 
-def balanced(loads: FloatArray, request: PlacementRequest, bound: float, rng: np.random.Generator) -> IntArray:
+def balanced(
+    loads: FloatArray, request: PlacementRequest, bound: float, ends_s: float, rng: np.random.Generator
+) -> IntArray:
     """The most even plan that local search finds from several starts, EPLB's among them (so never worse)."""
     slots, ranks = request.num_slots, request.num_ranks
     starts = [
@@ -195,7 +198,7 @@ def balanced(loads: FloatArray, request: PlacementRequest, bound: float, rng: np
     groups, nodes = request.num_groups, request.num_nodes
     if groups > 1 and len(loads) % groups == 0 and groups % nodes == 0 and slots <= len(loads) // nodes * ranks:
         starts.append(eplb_hierarchical(loads, slots, ranks, groups, nodes))
-    return search(loads, starts, ranks, bound, _SEARCH_ROUNDS, rng)
+    return search(loads, starts, ranks, bound, Effort(_SEARCH_ROUNDS, _SEARCH_STALL, ends_s), rng)
 
 
 def _certify(layer: int, loads: FloatArray, physical: IntArray, num_ranks: int, bound: float) -> LayerPlan:

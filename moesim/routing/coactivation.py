@@ -14,7 +14,10 @@ IntArray = NDArray[np.int64]
 
 
 def coactivation(profile: RoutingProfile) -> FloatArray | None:
-    """Tokens that chose both experts [layers, experts, experts] (diagonal: tokens of the expert); None without choices."""
+    """Tokens that chose both experts [layers, experts, experts], diagonal: tokens of the expert.
+
+    None without recorded choices.
+    """
     if profile.choices is None:
         return None
     tokens, layers, _ = profile.choices.shape
@@ -27,25 +30,36 @@ def coactivation(profile: RoutingProfile) -> FloatArray | None:
 
 
 def layer_affinity(profile: RoutingProfile) -> FloatArray | None:
-    """Excess of the most likely next expert over chance [layers - 1]; None without choices or with one layer.
+    """How much likelier an expert's partner in the next layer is than by popularity [layers - 1].
 
-    For each layer: mean over tokens and experts of P(next layer's expert | this layer's expert) at its largest,
-    less the largest popularity in the next layer. 0 when layers choose independently.
+    The partner of an expert is the one that exceeds its popularity most in the first half of the tokens; the second
+    half measures P(partner | expert) - P(partner), averaged over choices, so that chance averages to zero. None
+    without choices, with one layer or fewer than two tokens.
     """
-    if profile.choices is None or profile.num_layers < 2:
+    choices = profile.choices
+    if choices is None or profile.num_layers < 2 or len(choices) < 2:
         return None
-    tokens, layers, top_k = profile.choices.shape
-    excess = np.zeros(layers - 1)
-    hot = np.zeros((layers, tokens, profile.num_experts), dtype=np.float32)
-    for layer in range(layers):
-        np.put_along_axis(hot[layer], profile.choices[:, layer], 1.0, axis=1)
-    for layer in range(layers - 1):
-        follow = hot[layer].T @ hot[layer + 1]
-        uses = hot[layer].sum(axis=0)
-        seen = uses > 0
-        likely = (follow[seen] / uses[seen, None]).max(axis=1)
-        excess[layer] = float((likely * uses[seen]).sum() / uses.sum()) - float(hot[layer + 1].mean(axis=0).max())
+    half = len(choices) // 2
+    excess = np.zeros(profile.num_layers - 1)
+    for layer in range(profile.num_layers - 1):
+        planned, measured = (
+            _follow(choices[part, layer], choices[part, layer + 1], profile.num_experts)
+            for part in (slice(0, half), slice(half, None))
+        )
+        partner = planned[0].argmax(axis=1)
+        gain = measured[0][np.arange(profile.num_experts), partner]
+        excess[layer] = float((gain * measured[1]).sum() / max(measured[1].sum(), 1))
     return excess
+
+
+def _follow(first: IntArray, second: IntArray, experts: int) -> tuple[FloatArray, FloatArray]:
+    """P(second | first) - P(second) [experts, experts] (0 where `first` is unseen), and uses of `first` [experts]."""
+    hot = np.zeros((2, len(first), experts), dtype=np.float32)
+    np.put_along_axis(hot[0], first, 1.0, axis=1)
+    np.put_along_axis(hot[1], second, 1.0, axis=1)
+    uses = hot[0].sum(axis=0)
+    follow = (hot[0].T @ hot[1]) / np.maximum(uses, 1)[:, None] - hot[1].mean(axis=0)[None, :]
+    return np.where(uses[:, None] > 0, follow, 0.0), uses
 
 
 def top_pairs(pairs: FloatArray, tokens: int, count: int) -> list[dict[str, Any]]:
