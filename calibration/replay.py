@@ -35,6 +35,7 @@ class StepTable:
     rank_decodes: FloatArray
     rank_context: FloatArray
     chunks: FloatArray
+    chunk_tokens: FloatArray
     pairs: FloatArray
     window_pairs: FloatArray
     kv_tokens: FloatArray
@@ -58,7 +59,7 @@ def table_of(segments: Sequence[Segment]) -> StepTable:
         name: np.array(values) for name, values in zip(Segment._fields, zip(*segments, strict=True), strict=True)
     }
     sizes = columns["sizes"].astype(np.int64)
-    floats = ("decodes", "queued", "rank_decodes", "rank_context", "chunks", "pairs", "window_pairs", "kv_tokens")
+    floats = ("decodes", "queued", "rank_decodes", "rank_context", "chunks", "chunk_tokens", "pairs", "window_pairs", "kv_tokens")
     return StepTable(
         steps=columns["steps"].astype(float),
         seconds=columns["span_s"] / columns["steps"],
@@ -103,6 +104,7 @@ def attention_seconds(model: StepModel, table: StepTable) -> FloatArray:
     prefill = map(
         attention.prefill_s,
         table.chunks.tolist(),
+        table.chunk_tokens.tolist(),
         table.pairs.tolist(),
         table.window_pairs.tolist(),
         table.kv_tokens.tolist(),

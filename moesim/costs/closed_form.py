@@ -87,16 +87,16 @@ def estimate_step(layout: Layout, batch: Batch) -> StepEstimate:
 def _attention(coefficients: AttentionCoefficients, batch: Batch) -> OperatorCost:
     """Attention of the batch, split into memory and compute as its coefficients say."""
     context = float(batch.decodes * batch.context_tokens)
-    windowed = min(context, batch.decodes * coefficients.window)
     length = float(batch.prompt_tokens)
     pairs = batch.prompts * length * (length + 1) / 2
     pairs_window = min(pairs, batch.prompts * length * coefficients.window)
-    decode = coefficients.decode_full_s * context + coefficients.decode_window_s * windowed
-    prefill = coefficients.prefill_s(batch.prompts, pairs, pairs_window, batch.prompts * length)
-    start = coefficients.start_s * ((batch.decodes > 0) + (batch.prompts > 0))
-    prefill -= coefficients.start_s if batch.prompts else 0.0
+    new = batch.prompts * length
+    seconds = coefficients.decode_s(batch.decodes, context)
+    prefill = coefficients.prefill_s(batch.prompts, new, pairs, pairs_window, new)
+    decode = min(coefficients.decode_full_s * context, seconds)
+    arithmetic = min(coefficients.pair_full_s * pairs, prefill)
     memory = decode * coefficients.memory_share
-    values = (memory, decode - memory + prefill, 0.0, start)
+    values = (memory, decode - memory + arithmetic, 0.0, seconds - decode + prefill - arithmetic)
     moved = (context + batch.prompts * length) * coefficients.kv_token_bytes
     flops = context * coefficients.decode_flops + pairs * coefficients.pair_flops
     return OperatorCost(*(np.array([value]) for value in (*values, moved, flops)), coefficients.launches)

@@ -108,16 +108,16 @@ def _experts(layout: Layout, run: DiffusionRun, tokens: FloatArray) -> dict[str,
 def _attention(layout: Layout, computed: FloatArray, visible: FloatArray, copies: int) -> OperatorCost:
     """Bidirectional attention: every computed position sees every visible one."""
     coefficients: AttentionCoefficients = attention_coefficients(layout)
+    sequences = float(copies)
+    seconds = coefficients.forward_s(sequences, computed / sequences, visible)
     pairs = computed * visible
-    arithmetic = coefficients.pair_full_s * pairs
-    memory = coefficients.prefill_kv_s * visible * copies
+    arithmetic = np.minimum(coefficients.pair_full_s * pairs, seconds)
     zero = np.zeros_like(computed)
-    reads = memory > arithmetic
     return OperatorCost(
-        np.where(reads, memory, 0.0),
-        np.where(reads, 0.0, arithmetic),
         zero,
-        zero + coefficients.start_s,
+        arithmetic,
+        zero,
+        seconds - arithmetic,
         visible * copies * coefficients.kv_token_bytes,
         pairs * coefficients.pair_flops,
         coefficients.launches,

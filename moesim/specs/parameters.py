@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -11,21 +11,101 @@ from moesim.errors import InputError, nearest
 from moesim.specs.hardware import Accelerator
 from moesim.specs.loading import config_root, load
 
-GEMM_PARAMETERS = (
-    "gemm_hbm_efficiency",
-    "gemm_compute_efficiency",
+GEMM_FAMILIES = ("bf16", "fp8", "block")
+"""Libraries of dense products: cuBLAS, vLLM's CUTLASS fp8, DeepGEMM (block fp8)."""
+
+GEMM_FIELDS = (
+    "hbm_efficiency",
+    "compute_efficiency",
+    "unit_load_bytes_per_s",
+    "tile_s",
+    "step_s",
+    "store_factor",
+    "sharpness",
+    "kernel_s",
+    "sustained_loss",
 )
-"""Dense matrix products."""
+
+GEMM_PARAMETERS = (
+    *(f"gemm_{family}_{field}" for family in GEMM_FAMILIES for field in GEMM_FIELDS),
+    "gemm_split_s",
+    "gemm_sustained_s",
+    "quantise_row_s",
+    "quantise_hbm_efficiency",
+)
+"""Dense matrix products (`moesim.costs.gemm`): nine constants for each library, and what they share."""
+
+GEMM_HOST_PARAMETERS = (
+    "host_flashinfer_s",
+    "host_deepgemm_s",
+    "host_pad_s",
+    "host_cutlass_s",
+)
+"""Host time of block-fp8 products launched outside a graph; no part of a graph-mode simulation."""
+
+EXPERTS_FAMILIES = ("bf16", "fp8", "block", "cutlass", "cutlass_block", "int4", "mxfp4", "mxfp4_marlin")
+"""Fused mixture-of-experts kernels, see `moesim.costs.grouped_gemm.KERNELS`."""
+
+EXPERTS_FIELDS = (
+    "hbm_efficiency",
+    "compute_efficiency",
+    "unit_load_bytes_per_s",
+    "tile_s",
+    "step_s",
+    "store_factor",
+    "sharpness",
+    "spill_loss",
+    "combine_efficiency",
+    "fixed_s",
+)
 
 EXPERTS_PARAMETERS = (
-    "moe_hbm_efficiency",
-    "moe_compute_efficiency",
+    *(f"moe_{family}_{field}" for family in EXPERTS_FAMILIES for field in EXPERTS_FIELDS),
+    "moe_sort_s",
+    "moe_misaligned_slowdown",
 )
-"""Grouped matrix products of the routed experts."""
+"""Routed experts (`moesim.costs.grouped_gemm`): ten constants for each kernel, and what they share."""
 
 ATTENTION_PARAMETERS = (
+    "decode_start_s",
+    "decode_tile_s",
+    "decode_dim_exponent",
     "attention_hbm_efficiency",
+    "decode_unit_share",
+    "decode_split_tokens",
+    "decode_max_splits",
+    "decode_ungrouped_splits",
+    "decode_exposed",
+    "decode_combine_s",
+    "decode_regroup_s",
+    "decode_sequence_s",
+    "decode_window_tile",
+    "attention_fp8_bandwidth",
+    "attention_fp8_start",
+    "attention_fp8_compute",
+    "prefill_start_s",
+    "prefill_tile_s",
+    "prefill_tile_rows",
+    "prefill_narrow_rows",
+    "prefill_packed_heads",
+    "prefill_max_splits",
     "attention_compute_efficiency",
+    "prefill_softmax_flops",
+    "prefill_edge",
+    "prefill_exposed",
+    "prefill_hbm_efficiency",
+    "prefill_fp8_query",
+    "kv_write_block_s",
+    "mla_start_s",
+    "mla_tile_s",
+    "mla_head_rows",
+    "mla_max_splits",
+    "mla_unit_share",
+    "mla_hbm_efficiency",
+    "mla_decode_compute_efficiency",
+    "mla_fp8_compute",
+    "mla_prefill_compute_efficiency",
+    "mla_expand_passes",
 )
 """Attention over cached and new tokens."""
 
@@ -37,10 +117,48 @@ KERNEL_PARAMETERS = (
 """What every kernel shares, and norms, activations, sampling."""
 
 NETWORK_PARAMETERS = (
-    "allreduce_latency_s",
-    "allreduce_bus_efficiency",
-    "alltoall_latency_s",
-    "alltoall_bus_efficiency",
+    "ring_ll_s",
+    "ring_ll_hop_s",
+    "ring_ll_efficiency",
+    "ring_ll128_s",
+    "ring_ll128_hop_s",
+    "ring_ll128_efficiency",
+    "ring_simple_s",
+    "ring_simple_hop_s",
+    "ring_simple_efficiency",
+    "ring_copy_efficiency",
+    "switch_reduce_s",
+    "switch_reduce_efficiency",
+    "exchange_ll_s",
+    "exchange_ll_hop_s",
+    "exchange_ll_efficiency",
+    "exchange_simple_s",
+    "exchange_simple_hop_s",
+    "exchange_simple_efficiency",
+    "exchange_copy_efficiency",
+    "one_shot_s",
+    "one_shot_hop_s",
+    "one_shot_efficiency",
+    "two_shot_s",
+    "two_shot_hop_s",
+    "two_shot_efficiency",
+    "deepep_ll_dispatch_s",
+    "deepep_ll_dispatch_expert_s",
+    "deepep_ll_dispatch_efficiency",
+    "deepep_ll_token_s",
+    "deepep_ll_combine_s",
+    "deepep_ll_combine_expert_s",
+    "deepep_ll_combine_efficiency",
+    "deepep_ht_dispatch_s",
+    "deepep_ht_dispatch_token_s",
+    "deepep_ht_dispatch_unit_share",
+    "deepep_ht_dispatch_efficiency",
+    "deepep_ht_combine_s",
+    "deepep_ht_combine_width_s",
+    "deepep_ht_combine_token_s",
+    "deepep_ht_combine_unit_share",
+    "deepep_ht_combine_row_share",
+    "deepep_ht_combine_efficiency",
     "nic_latency_s",
     "nic_efficiency",
 )
@@ -62,6 +180,7 @@ HOST_PARAMETERS = (
 
 PARAMETER_NAMES = (
     *GEMM_PARAMETERS,
+    *GEMM_HOST_PARAMETERS,
     *EXPERTS_PARAMETERS,
     *ATTENTION_PARAMETERS,
     *KERNEL_PARAMETERS,
@@ -69,6 +188,14 @@ PARAMETER_NAMES = (
     *HOST_PARAMETERS,
     "model_error",
 )
+
+
+class Constants(Protocol):
+    """Estimates by name: a parameter set, or a plain dictionary."""
+
+    def __getitem__(self, name: str, /) -> float:
+        """The estimate of one constant."""
+        ...
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -104,7 +231,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a set was fitted on, and how wrong it is on what it was not fitted on.
 
     `errors` by what was left out: `configuration` (within the fitted range), `model`, `accelerator`;
-    `model_errors`: as `configuration`, of one model alone (20 rows and more). `inputs`: file to sha256.
+    `model_errors`: as `configuration`, of one model alone (20 rows and more). `kernel_errors`: the 90 % quantile by
+    kernel family, shapes left out. `inputs`: file to sha256.
     """
 
     models: tuple[str, ...] = ()
@@ -112,6 +240,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rows: int = 0
     errors: dict[str, ErrorLevel] = {}
     model_errors: dict[str, ErrorLevel] = {}
+    kernel_errors: dict[str, float] = {}
     inputs: dict[str, str] = {}
     command: str = ""
 
@@ -120,6 +249,7 @@ class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Named constants for `accelerators` (empty: any of `vendor`) under `engine`.
 
     `sites`: constants that belong to a machine and not to the accelerator (its host, a slow fabric), by site name.
+    `site`: the one whose constants are in place (none in files).
     """
 
     name: str
@@ -131,6 +261,7 @@ class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     engine_version: str = ""
     notes: str = ""
     sites: dict[str, dict[str, Parameter]] = {}
+    site: str = ""
     correlation: Correlation = Correlation()
     evidence: Evidence = Evidence()
 
@@ -145,7 +276,9 @@ def at_site(parameters: ParameterSet, site: str | None) -> ParameterSet:
         return parameters
     if site not in parameters.sites:
         raise InputError(f"site: {site!r} is no site of parameter set {parameters.name}; {nearest(site, parameters.sites)}")
-    return msgspec.structs.replace(parameters, parameters={**parameters.parameters, **parameters.sites[site]})
+    return msgspec.structs.replace(
+        parameters, parameters={**parameters.parameters, **parameters.sites[site]}, site=site
+    )
 
 
 def check_parameters(parameters: ParameterSet, where: str) -> ParameterSet:

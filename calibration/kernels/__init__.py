@@ -1,0 +1,1 @@
+"""Kernel families: formulas of few constants against measured kernel tables."""

@@ -1,0 +1,199 @@
+"""Measured grouped-query attention kernels against the formulas of `moesim.costs`.
+
+One family a `kernel_source`: FlashAttention-2 (Ampere), 3 (Hopper), 4 (Hopper, heads of 512).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.kernels.families import Family
+from calibration.kernels.tables import KernelTable
+from moesim.costs.arithmetic import ARRAYS
+from moesim.costs.decode_attention import FULL_CONTEXT, decode_seconds, grouped_query_kernel
+from moesim.costs.prefill_attention import causal_pairs, flash_kernel, prefill_seconds
+
+FloatArray = NDArray[np.float64]
+_SHAPE = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
+DECODE_START = {
+    "decode_start_s": 8e-6,
+    "decode_tile_s": 3.5e-6,
+    "attention_hbm_efficiency": 0.85,
+    "decode_unit_share": 1.4,
+    "decode_split_tokens": 64.0,
+    "decode_exposed": 0.5,
+    "decode_combine_s": 2e-6,
+}
+HOPPER_DECODE_START = {
+    **DECODE_START,
+    "decode_sequence_s": 2e-8,
+    "decode_dim_exponent": 0.4,
+    "decode_window_tile": 0.6,
+    "attention_fp8_bandwidth": 0.6,
+    "attention_fp8_start": 1.15,
+}
+PREFILL_START = {
+    "prefill_start_s": 9e-6,
+    "prefill_tile_s": 3e-6,
+    "attention_compute_efficiency": 0.75,
+    "prefill_edge": 0.5,
+    "prefill_exposed": 0.3,
+    "prefill_hbm_efficiency": 1.0,
+    "kv_write_block_s": 3e-6,
+}
+HOPPER_PREFILL_START = {
+    **PREFILL_START,
+    "prefill_softmax_flops": 130.0,
+    "attention_fp8_compute": 0.95,
+    "prefill_fp8_query": 2.0,
+}
+_UNUSED = {
+    "decode_sequence_s": 1e-12,
+    "decode_regroup_s": 1e-12,
+    "decode_dim_exponent": 0.4,
+    "decode_window_tile": 0.6,
+    "attention_fp8_bandwidth": 1.0,
+    "attention_fp8_start": 1.0,
+    "attention_fp8_compute": 1.0,
+    "prefill_fp8_query": 1.0,
+    "prefill_softmax_flops": 120.0,
+}
+AMPERE_FIXED = {
+    **_UNUSED,
+    "decode_max_splits": 128.0,
+    "decode_ungrouped_splits": 1.0,
+    "prefill_tile_rows": 64.0,
+    "prefill_narrow_rows": 1.0,
+    "prefill_packed_heads": 1.0,
+    "prefill_max_splits": 1.0,
+}
+HOPPER_FIXED = {
+    **_UNUSED,
+    "decode_max_splits": 32.0,
+    "decode_ungrouped_splits": 32.0,
+    "prefill_tile_rows": 128.0,
+    "prefill_narrow_rows": 1.5,
+    "prefill_packed_heads": 128.0,
+    "prefill_max_splits": 32.0,
+}
+
+
+def predict_generation(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
+    """Decode rows: one token for each sequence; `isl + step` keys are visible with the new one."""
+    batch = table.number("batch_size")
+    return _decode(table, constants, batch, batch * (table.number("isl") + table.number("step")))
+
+
+def predict_context(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
+    """Prefill rows; prompts of one token run as decode does."""
+    batch, tokens = table.number("batch_size"), table.number("isl")
+    heads, kv_heads, head_dim, kv_bytes, window = _heads(table)
+    kernel = flash_kernel(table.accelerator, constants, heads, kv_heads, head_dim, kv_bytes, window)
+    pairs = batch * causal_pairs(tokens, window)
+    seconds = prefill_seconds(kernel, batch, batch * tokens, pairs, batch * tokens, ARRAYS)
+    single = tokens == 1
+    if single.any():
+        rows = table.where(single)
+        seconds[single] = _decode(rows, constants, batch[single], batch[single])
+    return seconds
+
+
+def _decode(table: KernelTable, constants: Mapping[str, float], batch: FloatArray, cached: FloatArray) -> FloatArray:
+    heads, kv_heads, head_dim, kv_bytes, window = _heads(table)
+    kernel = grouped_query_kernel(table.accelerator, constants, heads, kv_heads, head_dim, kv_bytes, window)
+    return decode_seconds(kernel, batch, cached)
+
+
+def _heads(table: KernelTable) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+    window = table.number("window_size") if table.has("window_size") else np.zeros(len(table))
+    return (
+        table.number("num_heads"),
+        table.number("num_key_value_heads"),
+        table.number("head_dim"),
+        _kv_bytes(table),
+        np.where(window > 0, window + 1, FULL_CONTEXT),
+    )
+
+
+def _kv_bytes(table: KernelTable) -> FloatArray:
+    return np.where(table.text("kv_cache_dtype") == "fp8", 1.0, 2.0)
+
+
+_SINGLE_TOKEN = (
+    "decode_start_s",
+    "decode_tile_s",
+    "decode_dim_exponent",
+    "decode_regroup_s",
+    "decode_sequence_s",
+    "attention_fp8_start",
+)
+"""Decode constants that prompts of one token show."""
+
+
+def _started(decode: Family) -> dict[str, float]:
+    return {name: value for name, value in decode.start.items() if name in _SINGLE_TOKEN}
+
+
+def _others(decode: Family, prefill: Mapping[str, float]) -> dict[str, float]:
+    held = {**decode.start, **decode.fixed}
+    return {name: value for name, value in held.items() if name not in prefill and name not in _started(decode)}
+
+
+FLASH2_GENERATION = Family(
+    "FlashAttention-2 decode",
+    predict_generation,
+    {**DECODE_START, "decode_regroup_s": 6e-6},
+    _SHAPE,
+    {name: value for name, value in AMPERE_FIXED.items() if name != "decode_regroup_s"},
+)
+FLASH3_GENERATION = Family(
+    "FlashAttention-3 decode",
+    predict_generation,
+    HOPPER_DECODE_START,
+    _SHAPE,
+    {name: value for name, value in HOPPER_FIXED.items() if name not in HOPPER_DECODE_START},
+)
+FLASH4_GENERATION = Family(
+    "FlashAttention-4 decode",
+    predict_generation,
+    {**DECODE_START, "decode_sequence_s": 1e-6},
+    _SHAPE,
+    {name: value for name, value in HOPPER_FIXED.items() if name != "decode_sequence_s"},
+)
+FLASH2_CONTEXT = Family(
+    "FlashAttention-2 prefill",
+    predict_context,
+    {**PREFILL_START, **_started(FLASH2_GENERATION)},
+    _SHAPE,
+    _others(FLASH2_GENERATION, PREFILL_START),
+)
+FLASH3_CONTEXT = Family(
+    "FlashAttention-3 prefill",
+    predict_context,
+    {**HOPPER_PREFILL_START, **_started(FLASH3_GENERATION)},
+    _SHAPE,
+    _others(FLASH3_GENERATION, HOPPER_PREFILL_START),
+)
+FLASH4_CONTEXT = Family(
+    "FlashAttention-4 prefill",
+    predict_context,
+    {**PREFILL_START, **_started(FLASH4_GENERATION)},
+    _SHAPE,
+    _others(FLASH4_GENERATION, PREFILL_START),
+)
+
+GENERATION = {
+    "vllm_flash_attn": FLASH2_GENERATION,
+    "vllm_flash_attn_fa3": FLASH3_GENERATION,
+    "vllm_flash_attn_fa4": FLASH4_GENERATION,
+}
+"""Decode families by `kernel_source`."""
+CONTEXT = {
+    "vllm_flash_attn": FLASH2_CONTEXT,
+    "vllm_flash_attn_fa3": FLASH3_CONTEXT,
+    "vllm_flash_attn_fa4": FLASH4_CONTEXT,
+}
+"""Prefill families by `kernel_source`."""
