@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.kernels import OperatorCost, nothing, transfer
+from moesim.costs.gemm import dense_gemm
+from moesim.costs.kernels import OperatorCost, from_parts, nothing, transfer
 from moesim.costs.layout import Layout
 from moesim.network.collectives import all_gather_s, all_reduce_s
 from moesim.placement.memory import kv_heads_per_rank
@@ -16,20 +17,13 @@ from moesim.specs.dtypes import Dtype
 from moesim.specs.model import GroupedQueryAttention, MultiHeadLatentAttention
 
 FloatArray = NDArray[np.float64]
-_TILE_ROWS = 64
 _ACTIVATION_BYTES = 2.0
 
 
 def gemm(layout: Layout, rows: FloatArray, inner: float, columns: float, dtype: Dtype) -> OperatorCost:
-    """C[rows, columns] = A[rows, inner] B[inner, columns] with weights B in `dtype`.
-
-    Rows are padded to whole tiles of 64 for the arithmetic; weights, inputs and outputs are moved once.
-    Left out: wave quantisation (up to 2x on the arithmetic of middle sizes).
-    """
-    padded = np.ceil(rows / _TILE_ROWS) * _TILE_ROWS
-    moved = inner * columns * dtype.bytes_per_element + rows * (inner + columns) * _ACTIVATION_BYTES
-    quantise = 1.0 if dtype.compute != "bf16" else 0.0
-    return layout.rates.kernel("gemm", moved, 2.0 * padded * inner * columns, dtype.compute, 1.0 + quantise)
+    """C[rows, columns] = A[rows, inner] B[inner, columns] with weights B in `dtype`, see `dense_gemm`."""
+    parts = dense_gemm(rows, inner, columns, dtype, layout.rates.accelerator, layout.parameters)
+    return from_parts(parts, 2.0 if dtype.compute != "bf16" else 1.0)
 
 
 def attention_projections(layout: Layout, tokens: FloatArray) -> OperatorCost:
@@ -67,7 +61,9 @@ def norms_and_rotary(layout: Layout, tokens: FloatArray) -> OperatorCost:
     else:
         width = attention.num_heads / layout.tp * (attention.qk_nope_head_dim + attention.qk_rope_head_dim)
         launches += 2
-    return layout.rates.kernel("elementwise", moved + tokens * width * 4 * _ACTIVATION_BYTES, 0 * tokens, launches=launches)
+    return layout.rates.kernel(
+        "elementwise", moved + tokens * width * 4 * _ACTIVATION_BYTES, 0 * tokens, launches=launches
+    )
 
 
 def mlp(layout: Layout, tokens: FloatArray, width: float) -> OperatorCost:
@@ -95,12 +91,12 @@ def shared_expert(layout: Layout, tokens: FloatArray) -> OperatorCost:
 
 
 def router(layout: Layout, tokens: FloatArray) -> OperatorCost:
-    """Router product (bf16 weights), softmax or sigmoid with top-k, and the sort of tokens by expert."""
+    """Router product (bf16 weights), softmax or sigmoid, and top-k (the sort by expert is the fused kernel's)."""
     moe = layout.model.moe
     if moe is None:
         return nothing(tokens)
     scores = gemm(layout, tokens, float(layout.model.hidden_size), float(moe.num_experts), layout.embedding_dtype)
-    choose = layout.rates.kernel("elementwise", tokens * moe.num_experts * 12.0, 0 * tokens, launches=3.0)
+    choose = layout.rates.kernel("elementwise", tokens * moe.num_experts * 12.0, 0 * tokens, launches=2.0)
     return scores + choose
 
 

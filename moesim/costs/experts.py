@@ -8,7 +8,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.kernels import OperatorCost, nothing, transfer
+from moesim.costs.grouped_gemm import (
+    KERNELS,
+    BlockRule,
+    ExpertLoad,
+    ExpertShape,
+    FusedKernel,
+    block_rows,
+    fused_experts,
+)
+from moesim.costs.kernels import OperatorCost, from_parts, nothing, transfer
 from moesim.costs.layout import Layout
 from moesim.network.collectives import Group, all_gather_s, all_to_all_s
 from moesim.placement.deployed import ExpertLayout, deployed_map, expert_layout, split_tokens, sum_slots
@@ -26,38 +35,39 @@ _ACTIVATION_BYTES = 2.0
 class RankLoads:
     """Per step size, layer draw and expert-parallel rank [steps, draws, ranks].
 
-    `distinct` experts touched, `rows` routed token slots, `padded_rows` after rounding each expert to tiles.
-    `destinations` [steps]: mean number of other ranks that a token's experts lie on.
+    `distinct` experts touched, `rows` routed token slots, `tiles` after rounding each expert to blocks of
+    `block_rows` [steps, 1, 1]. `destinations`: mean number of other ranks that a token's experts lie on.
     """
 
     distinct: FloatArray
     rows: FloatArray
-    padded_rows: FloatArray
+    tiles: FloatArray
+    block_rows: FloatArray
     destinations: float
-
-
-def tile_rows(rows_per_expert: FloatArray) -> FloatArray:
-    """Rows of a grouped-GEMM tile: the power of two above the mean rows of an expert, 16 to 128.
-
-    Follows the choices in vLLM's tuned fused-MoE configurations (small tiles at small batches).
-    """
-    return np.clip(2.0 ** np.ceil(np.log2(np.maximum(rows_per_expert, 1.0))), 16.0, 128.0)
 
 
 @lru_cache(maxsize=128)
 def rank_loads(
-    moe: MixtureOfExperts, routing: Routing, layers: int, seed: int, tokens: tuple[int, ...], layout: ExpertLayout
+    moe: MixtureOfExperts,
+    routing: Routing,
+    layers: int,
+    seed: int,
+    tokens: tuple[int, ...],
+    layout: ExpertLayout,
+    rule: BlockRule = "tokens",
 ) -> RankLoads:
     """Loads of every expert-parallel rank for steps of `tokens` tokens, 32 layer draws each."""
     bank = make_bank(moe, routing, layers, seed)
     counts = _counts(bank, tokens, seed)
     physical = _draw_maps(bank, deployed_map(moe, routing, layout, layers, seed))
     slots, ranks = split_tokens(counts, physical), layout.num_ranks
-    tile = tile_rows(np.array(tokens) * moe.top_k / moe.num_experts)[:, None, None]
+    sizes = np.array(tokens, dtype=float)
+    block = block_rows(rule, sizes, sizes * moe.top_k / moe.num_experts, moe.num_experts / ranks)[:, None, None]
     return RankLoads(
         distinct=sum_slots((slots > 0.5).astype(float), ranks),
         rows=sum_slots(slots, ranks),
-        padded_rows=sum_slots(np.ceil(slots / tile) * tile, ranks),
+        tiles=sum_slots(np.ceil(slots / block), ranks),
+        block_rows=block,
         destinations=_other_ranks(bank, physical, ranks, seed),
     )
 
@@ -91,8 +101,8 @@ def routed_experts(layout: Layout, group_tokens: IntArray) -> RoutedCost:
     """Fused-MoE kernels of one layer for steps of `group_tokens` [steps] tokens over the expert-parallel group.
 
     A rank reads the weights of the distinct experts its tokens touch, moves every routed row in and out of the
-    three products, and computes whole tiles (sum of ceil(n_e / tile) over its experts). All ranks wait for the
-    slowest one. Left out: L2 reuse between tiles of one expert, and the kernel's own wave quantisation.
+    products, and computes whole tiles (sum of ceil(n_e / block) over its experts), see `grouped_gemm`. All ranks
+    wait for the slowest one.
     """
     moe = layout.model.moe
     zero = np.zeros(len(group_tokens))
@@ -100,13 +110,14 @@ def routed_experts(layout: Layout, group_tokens: IntArray) -> RoutedCost:
         return RoutedCost(nothing(zero), zero, zero)
     layers = layout.model.num_moe_layers
     sizes = tuple(int(size) for size in group_tokens)
-    loads = rank_loads(moe, layout.routing, layers, layout.seed, sizes, expert_layout(layout.deployment))
-    cost = _grouped_gemm(layout, moe, loads)
+    kernel = deployed_kernel(layout)
+    placed = expert_layout(layout.deployment)
+    loads = rank_loads(moe, layout.routing, layers, layout.seed, sizes, placed, rule=kernel.block_rule)
+    cost = _fused(layout, moe, kernel, loads, group_tokens.astype(float)[:, None, None])
     seconds = cost.seconds
     slowest = seconds.argmax(axis=2)[:, :, None]
-    picked = OperatorCost(
-        *(np.take_along_axis(array, slowest, axis=2)[:, :, 0].mean(axis=1) for array in _arrays(cost)), cost.launches
-    )
+    means = [np.take_along_axis(array, slowest, axis=2)[:, :, 0].mean(axis=1) for array in _arrays(cost)]
+    picked = OperatorCost(*means, launches=cost.launches)
     per_draw = np.take_along_axis(seconds, slowest, axis=2)[:, :, 0]
     return RoutedCost(picked, per_draw.std(axis=1), seconds.mean(axis=(1, 2)))
 
@@ -115,13 +126,39 @@ def _arrays(cost: OperatorCost) -> tuple[FloatArray, ...]:
     return (cost.memory_s, cost.compute_s, cost.network_s, cost.launch_s, cost.hbm_bytes, cost.flops)
 
 
-def _grouped_gemm(layout: Layout, moe: MixtureOfExperts, loads: RankLoads) -> OperatorCost:
-    hidden, dtype = float(layout.model.hidden_size), layout.expert_dtype
+def deployed_kernel(layout: Layout) -> FusedKernel:
+    """The fused kernel that vLLM runs for the experts' format on Hopper (as its 0.24 tables record).
+
+    Block-fp8 experts run on FlashInfer when sharded by expert and on Triton otherwise; per-tensor fp8 on Triton
+    (ModelOpt checkpoints alone take FlashInfer's, which the tables show far slower), int4 on Marlin, MXFP4 on the
+    gpt-oss kernels. fp4 formats without a table are charged as fp8 Triton kernels at the fp4 rate.
+    """
+    dtype = layout.expert_dtype
+    if dtype.name == "fp8_block":
+        return KERNELS["cutlass_block" if layout.deployment.expert_parallel_size > 1 else "block"]
+    if dtype.name in ("int4", "mxfp4"):
+        return KERNELS[dtype.name]
+    return KERNELS["bf16" if dtype.compute == "bf16" else "fp8"]
+
+
+def _fused(
+    layout: Layout, moe: MixtureOfExperts, kernel: FusedKernel, loads: RankLoads, tokens: FloatArray
+) -> OperatorCost:
+    """The fused call of every rank; with DeepEP a rank holds only the slots sent to it, else those of all tokens."""
+    gathered = layout.deployment.lockstep_ranks == 1 or layout.deployment.all2all_backend == "allgather_reducescatter"
+    load = ExpertLoad(
+        tokens=tokens,
+        slots=tokens * moe.top_k if gathered else loads.rows,
+        distinct=loads.distinct,
+        rows=loads.rows,
+        tiles=loads.tiles,
+        block_rows=loads.block_rows,
+        global_experts=float(moe.num_experts),
+    )
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size
-    weights = loads.distinct * 3 * hidden * width * dtype.bytes_per_element
-    moved = loads.rows * (2 * hidden + 6 * width) * _ACTIVATION_BYTES
-    launches = 4.0 + (2.0 if dtype.compute != "bf16" else 0.0)
-    return layout.rates.kernel("moe", weights + moved, loads.padded_rows * 6 * hidden * width, dtype.compute, launches)
+    shape = ExpertShape(float(layout.model.hidden_size), width)
+    parts = fused_experts(load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel)
+    return from_parts(parts, 5.0 + (2.0 if kernel.activation_bytes < _ACTIVATION_BYTES else 0.0))
 
 
 def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.gemm import KernelParts
 from moesim.specs.hardware import Accelerator, peak_rate
 from moesim.specs.parameters import ParameterSet
 
@@ -53,7 +54,7 @@ class Rates:
     def kernel(
         self, family: str, hbm_bytes: FloatArray, flops: FloatArray, compute: str = "bf16", launches: float = 1.0
     ) -> OperatorCost:
-        """Cost of a kernel of `family` (gemm, moe, attention, elementwise).
+        """Cost of a kernel of `family` (attention, elementwise).
 
         t = launches * kernel_s + (m^p + c^p)^(1/p) with m = bytes / (efficiency * peak bandwidth),
         c = FLOPs / (efficiency * peak rate of the compute format) and p = roofline_sharpness.
@@ -67,7 +68,9 @@ class Rates:
         share = m_power / (m_power + c_power + 1e-300)
         start = np.full_like(seconds, launches * self.parameters["kernel_s"])
         zero = np.zeros_like(seconds)
-        return OperatorCost(seconds * share, seconds * (1 - share), zero, start, hbm_bytes + zero, flops + zero, launches)
+        return OperatorCost(
+            seconds * share, seconds * (1 - share), zero, start, hbm_bytes + zero, flops + zero, launches
+        )
 
     def bytes_per_s(self, family: str) -> float:
         """Achieved HBM bandwidth of a kernel family."""
@@ -78,6 +81,14 @@ class Rates:
         if family == "elementwise":
             return float("inf")
         return peak_rate(self.accelerator, compute) * self.parameters[f"{family}_compute_efficiency"]
+
+
+def from_parts(parts: KernelParts, launches: float) -> OperatorCost:
+    """A kernel's parts as an operator that the host starts with `launches` launches."""
+    zero = np.zeros_like(parts.fixed_s)
+    return OperatorCost(
+        parts.memory_s, parts.compute_s, zero, parts.fixed_s, parts.hbm_bytes, parts.flops, launches
+    )  # fmt: skip
 
 
 def transfer(seconds: FloatArray, launches: float = 1.0) -> OperatorCost:

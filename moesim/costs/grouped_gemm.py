@@ -1,0 +1,246 @@
+"""Fused mixture-of-experts kernels: sort, two grouped products, activation, and the sum over a token's experts.
+
+    fixed_s (+ moe_sort_s) + product 1 + product 2 + elementwise bytes / (combine_efficiency x HBM bandwidth)
+
+Each grouped product is (memory^p + tiles^p)^(1/p). `memory`: the weights of the distinct experts that the tokens
+touch, and the routed rows in and out. `tiles`: sum over experts of ceil(rows / block_rows), times the column tiles,
+in waves over the compute units (half of a partly filled last wave is hidden by neighbours); a tile's time is as in
+`gemm`. The column tile is the best of four, the row block follows the library's rule (`FusedKernel.block_rule`).
+Left out: expert-to-expert differences within a wave, tuned configurations of single shapes (up to 1.3x), and the
+autotuning of FlashInfer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.gemm import ACTIVATION_BYTES, Constants, KernelParts, smooth_maximum
+from moesim.specs.dtypes import Dtype
+from moesim.specs.hardware import Accelerator, peak_rate
+
+FloatArray = NDArray[np.float64]
+BlockRule = Literal["tokens", "experts", "mean", "mean64", "marlin", "mxfp4"]
+BLOCKS = (8, 16, 32, 64, 128)
+_COLUMN_TILES = np.array([32.0, 64.0, 128.0, 256.0])
+_STEP = 64.0
+_CACHE_SHARE = 0.45
+"""Share of the L2 cache that keeps weights between back-to-back calls (the rest holds activations)."""
+_SPARSE = 4.0
+"""Below one routed slot per four experts vLLM skips the sort (its SPARSITY_FACTOR)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusedKernel:
+    """One implementation: the prefix of its constants, its rule for the rows of a block, and what it does besides.
+
+    `walks_foreign_rows`: also activates and sums the slots of experts on other ranks (Triton and Marlin keep a row
+    for every slot; FlashInfer and the gpt-oss kernels gather the local ones). `sorts`: runs vLLM's alignment kernel.
+    `activation_bytes`: per element of the products' inputs.
+    """
+
+    name: str
+    block_rule: BlockRule
+    walks_foreign_rows: bool
+    sorts: bool
+    activation_bytes: float
+
+
+KERNELS: dict[str, FusedKernel] = {
+    kernel.name: kernel
+    for kernel in (
+        FusedKernel("bf16", "tokens", True, True, 2.0),
+        FusedKernel("fp8", "tokens", True, True, 1.0),
+        FusedKernel("block", "mean64", True, True, 1.0),
+        FusedKernel("cutlass", "mean", False, False, 1.0),
+        FusedKernel("cutlass_block", "mean64", False, False, 1.0),
+        FusedKernel("int4", "marlin", True, False, 2.0),
+        FusedKernel("mxfp4", "mxfp4", False, True, 2.0),
+        FusedKernel("mxfp4_marlin", "marlin", True, False, 2.0),
+    )
+}
+"""By name: Triton with bf16, per-tensor fp8 and block-fp8 weights; FlashInfer CUTLASS with per-tensor and block fp8;
+Marlin with int4; the gpt-oss Triton kernels with MXFP4; Marlin with MXFP4."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """What one rank's fused kernel is given; arrays broadcast to one shape.
+
+    `tokens` in the call, `slots` = tokens x top-k on all ranks, and on this rank: `distinct` experts touched,
+    `rows` routed slots, `tiles` = sum over experts of ceil(rows / block), for blocks of `block_rows` rows.
+    `global_experts`: experts of the layer on all ranks.
+    """
+
+    tokens: FloatArray
+    slots: FloatArray
+    distinct: FloatArray
+    rows: FloatArray
+    tiles: FloatArray
+    block_rows: FloatArray
+    global_experts: FloatArray | float
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """One expert on one rank: hidden size, its (sharded) width, and how many products precede the activation."""
+
+    hidden: FloatArray | float
+    width: FloatArray | float
+    up_products: FloatArray | float = 2.0
+
+
+def block_rows(
+    rule: BlockRule, tokens: FloatArray, slots_per_expert: FloatArray, local_experts: FloatArray | float
+) -> FloatArray:
+    """Rows of a block.
+
+    tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 up to 32, 96, 512 tokens and above).
+    experts: the default before (16 up to as many tokens as local experts, then 64). mean, mean64: the power of two
+    above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
+    than 0.9. mxfp4: as mean.
+    """
+    mean = np.maximum(slots_per_expert, 1e-9)
+    if rule == "tokens":
+        return np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+    if rule == "experts":
+        return np.where(tokens <= local_experts, 16.0, 64.0)
+    if rule == "marlin":
+        return np.select([mean < 7.2, mean < 14.4, mean < 28.8], [8.0, 16.0, 32.0], 64.0)
+    return np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 64.0 if rule == "mean64" else 128.0)
+
+
+def fused_experts(
+    load: ExpertLoad,
+    shape: ExpertShape,
+    dtype: Dtype,
+    accelerator: Accelerator,
+    constants: Constants,
+    kernel: FusedKernel,
+    *,
+    warm: bool = False,
+    tuned: FloatArray | bool = True,
+) -> KernelParts:
+    """Cost of one rank's fused-MoE call.
+
+    Args:
+        warm: calls follow each other on the same weights, as in a microbenchmark, so that weights smaller than
+            the L2 cache stay there (never true between the layers of a model).
+        tuned: the column tile is free; where false it is what the untuned default of the rule prescribes.
+    """
+    hidden, width = np.asarray(shape.hidden, dtype=float), np.asarray(shape.width, dtype=float)
+    up = np.asarray(shape.up_products, dtype=float)
+    expert_bytes = hidden * width * dtype.bytes_per_element
+    cold = _cold_share(load.distinct * expert_bytes * (up + 1.0), accelerator) if warm else 1.0
+    prefix = f"moe_{kernel.name}_"
+    spill = 1.0 + constants[prefix + "spill_loss"] * _beyond_cache(load.tokens * hidden * ACTIVATION_BYTES, accelerator)
+    columns = _column_limits(kernel, load, tuned)
+    parts = [
+        _product(load, inner, outer, weights * cold, (slow, spill), columns, dtype, accelerator, constants, kernel)
+        for inner, outer, weights, slow in (
+            (hidden, up * width, load.distinct * expert_bytes * up, 1.0),
+            (width, hidden, load.distinct * expert_bytes, _misaligned(width, constants)),
+        )
+    ]
+    foreign = load.slots - load.rows if kernel.walks_foreign_rows else 0.0
+    streamed = (load.rows + foreign) * ((up + 1.0) * width + 2.0 * hidden) + load.tokens * hidden
+    streamed = streamed * ACTIVATION_BYTES
+    around = streamed / (accelerator.hbm_bandwidth_bytes_per_s * constants[prefix + "combine_efficiency"])
+    fixed = constants[prefix + "fixed_s"] + np.zeros_like(around)
+    if kernel.sorts:
+        fixed = fixed + np.where(load.slots * _SPARSE > load.global_experts, constants["moe_sort_s"], 0.0)
+    return KernelParts(
+        memory_s=parts[0].memory_s + parts[1].memory_s + around,
+        compute_s=parts[0].compute_s + parts[1].compute_s,
+        fixed_s=fixed,
+        hbm_bytes=parts[0].hbm_bytes + parts[1].hbm_bytes + streamed,
+        flops=parts[0].flops + parts[1].flops,
+    )
+
+
+def _cold_share(footprint: FloatArray, accelerator: Accelerator) -> FloatArray:
+    """Share of the weights that a repeated call must read from HBM again."""
+    return 1.0 - 1.0 / (1.0 + (footprint / (_CACHE_SHARE * accelerator.l2_cache_bytes)) ** 3)
+
+
+def _beyond_cache(footprint: FloatArray, accelerator: Accelerator) -> FloatArray:
+    """0 while activations fit in the L2 cache, 1 when they are far larger."""
+    return 1.0 / (1.0 + (accelerator.l2_cache_bytes / np.maximum(footprint, 1.0)) ** 2)
+
+
+def _misaligned(width: FloatArray, constants: Constants) -> FloatArray:
+    """Slowdown of the second product where a row of its weights is no multiple of 16 elements (no wide loads)."""
+    return np.where(width % 16 > 0, constants["moe_misaligned_slowdown"], 1.0)
+
+
+def _column_limits(kernel: FusedKernel, load: ExpertLoad, tuned: FloatArray | bool) -> tuple[FloatArray, FloatArray]:
+    """Least and largest column tile: fixed by vLLM's default configurations, free for other kernels."""
+    if kernel.block_rule == "tokens":
+        fixed = np.where(load.tokens <= 64, 64.0, 128.0)
+        return fixed, fixed
+    if kernel.block_rule == "experts":
+        fixed = np.where(load.block_rows <= 16, 32.0, 64.0)
+        return np.where(tuned, 32.0, fixed), np.where(tuned, 256.0, fixed)
+    return np.full_like(load.block_rows, 32.0), np.full_like(load.block_rows, 256.0)
+
+
+def _product(
+    load: ExpertLoad,
+    inner: FloatArray,
+    outer: FloatArray,
+    weight_bytes: FloatArray,
+    slowdown: tuple[FloatArray | float, FloatArray],
+    columns: tuple[FloatArray, FloatArray],
+    dtype: Dtype,
+    accelerator: Accelerator,
+    constants: Constants,
+    kernel: FusedKernel,
+) -> KernelParts:
+    """One grouped product [rows of each expert, inner] x [inner, outer]; `slowdown` of (all of it, its tiles)."""
+    prefix, bandwidth = f"moe_{kernel.name}_", accelerator.hbm_bandwidth_bytes_per_s
+    moved = weight_bytes + load.rows * (inner * kernel.activation_bytes + outer * ACTIVATION_BYTES)
+    memory = moved / (bandwidth * constants[prefix + "hbm_efficiency"]) * slowdown[0]
+    tiles = _tiles_s(load, inner, outer, columns, dtype, accelerator, constants, kernel) * slowdown[0] * slowdown[1]
+    memory_s, compute_s = smooth_maximum(memory, tiles, constants[prefix + "sharpness"])
+    zero = np.zeros_like(memory_s)
+    return KernelParts(memory_s, compute_s, zero, moved + zero, 2.0 * load.rows * inner * outer + zero)
+
+
+def _tiles_s(
+    load: ExpertLoad,
+    inner: FloatArray,
+    outer: FloatArray,
+    columns: tuple[FloatArray, FloatArray],
+    dtype: Dtype,
+    accelerator: Accelerator,
+    constants: Constants,
+    kernel: FusedKernel,
+) -> FloatArray:
+    """Seconds of all tiles with the best allowed column tile."""
+    prefix, units = f"moe_{kernel.name}_", accelerator.num_compute_units
+    compute = constants[prefix + "compute_efficiency"] * peak_rate(accelerator, _compute_format(kernel, dtype)) / units
+    load_rate = constants[prefix + "unit_load_bytes_per_s"]
+    depth = np.ceil(inner / _STEP) * _STEP
+    best: FloatArray | None = None
+    for tile in _COLUMN_TILES:
+        waves = load.tiles * np.ceil(outer / tile) / units
+        waves = 0.5 * np.maximum(waves, 1.0) + 0.5 * np.maximum(np.ceil(waves), 1.0)
+        loaded = load.block_rows * kernel.activation_bytes + tile * dtype.bytes_per_element
+        per_inner = np.maximum(2.0 * load.block_rows * tile / compute, loaded / load_rate)
+        per_inner = np.maximum(per_inner, constants[prefix + "step_s"] / _STEP)
+        store = constants[prefix + "store_factor"] * load.block_rows * tile * ACTIVATION_BYTES * units
+        seconds = waves * (
+            constants[prefix + "tile_s"] + depth * per_inner + store / accelerator.hbm_bandwidth_bytes_per_s
+        )
+        seconds = np.where((tile < columns[0]) | (tile > columns[1]), np.inf, seconds)
+        best = seconds if best is None else np.minimum(best, seconds)
+    assert best is not None
+    return best
+
+
+def _compute_format(kernel: FusedKernel, dtype: Dtype) -> str:
+    """Weight-only kernels multiply in bf16 (on accelerators with fp4 units the fp4 rate is not used by them)."""
+    return "bf16" if kernel.activation_bytes == ACTIVATION_BYTES else dtype.compute
