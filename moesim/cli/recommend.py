@@ -58,15 +58,18 @@ def recommend(
     """
     words = {name: value for name, value in locals().items() if name not in _NOT_WORDS}
     from moesim.cli.output import deliver, progress
+    from moesim.errors import InputError
     from moesim.planner.recommendation import candidate_row
     from moesim.planner.search import Goal, check_goal, recommend_scenario
     from moesim.scenarios import make_planning_scenario
     from moesim.words import to_request
 
     goal = check_goal(Goal(objective, ttft_slo, tpot_slo))
+    if top < 1:
+        raise InputError(f"top: {top} is out of range, must be at least 1")
     scenario = make_planning_scenario(to_request(words))
     with progress("simulating") as update:
-        answer = recommend_scenario(scenario, goal, top=max(top, 1), progress=update)
+        answer = recommend_scenario(scenario, goal, top=top, progress=update)
     rows = [candidate_row(item, rank) for rank, item in enumerate(answer.candidates, start=1)]
     deliver(rows, answer.to_dict, lambda: show_recommendation(scenario, answer), as_json, csv)
 
