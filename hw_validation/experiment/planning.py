@@ -27,6 +27,7 @@ class PlannedServer(msgspec.Struct, frozen=True, kw_only=True):
     """One server (or engine process) of a plan with its runs."""
 
     name: str
+    hardware: str
     gpus: int
     keys: tuple[str, ...]
     commands: tuple[str, ...]
@@ -69,6 +70,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return [
             {
                 "server": server.name,
+                "hardware": server.hardware,
                 "gpus": server.gpus,
                 "runs": len(server.keys),
                 "start_s": server.cost.start_s if server.cost else None,
@@ -105,6 +107,7 @@ def make_plan(
     servers = tuple(
         PlannedServer(
             name=server.name,
+            hardware=server.hardware,
             gpus=server.gpus,
             keys=tuple(run.key for run in members),
             commands=tuple(server_commands(server, members, models_dir)),

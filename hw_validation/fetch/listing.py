@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,7 +10,6 @@ import msgspec
 
 from moesim.errors import InputError
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 ALLOWED = (
     r"config\.json",
     r"generation_config\.json",
@@ -58,8 +56,18 @@ def is_allowed(name: str) -> bool:
 
 
 def endpoint(mirror: str | None) -> str:
-    """Where to fetch from: the argument, the variable HF_ENDPOINT, or the hub."""
-    return (mirror or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    """Where to fetch from: the argument, or what the hub's own software uses (the variable HF_ENDPOINT, or the hub).
+
+    Raises:
+        InputError: huggingface_hub is not installed.
+    """
+    if mirror:
+        return mirror.rstrip("/")
+    try:
+        from huggingface_hub.constants import ENDPOINT
+    except ImportError:
+        raise InputError("huggingface_hub is not installed; install moesim[hw]") from None
+    return ENDPOINT.rstrip("/")
 
 
 def list_files(repo: str, revision: str, base: str, wanted: tuple[str, ...] = (), weights: bool = True) -> Listing:
