@@ -99,4 +99,4 @@ def _attention(coefficients: AttentionCoefficients, batch: Batch) -> OperatorCos
     values = (memory, decode - memory + arithmetic, 0.0, seconds - decode + prefill - arithmetic)
     moved = (context + batch.prompts * length) * coefficients.kv_token_bytes
     flops = context * coefficients.decode_flops + pairs * coefficients.pair_flops
-    return OperatorCost(*(np.array([value]) for value in (*values, moved, flops)), coefficients.launches)
+    return OperatorCost(*(np.array([value]) for value in (*values, moved, flops)), launches=coefficients.launches)

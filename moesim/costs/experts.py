@@ -17,9 +17,8 @@ from moesim.costs.grouped_gemm import (
     block_rows,
     fused_experts,
 )
-from moesim.costs.kernels import OperatorCost, from_parts, nothing, transfer
+from moesim.costs.kernels import OperatorCost, from_parts, nothing
 from moesim.costs.layout import Layout
-from moesim.network.collectives import Group, all_gather_s, all_to_all_s
 from moesim.placement.deployed import ExpertLayout, deployed_map, expert_layout, split_tokens, sum_slots
 from moesim.routing.loads import LoadBank, draw_loads, make_bank
 from moesim.specs.model import MixtureOfExperts
@@ -131,9 +130,11 @@ def deployed_kernel(layout: Layout) -> FusedKernel:
 
     Block-fp8 experts run on FlashInfer when sharded by expert and on Triton otherwise; per-tensor fp8 on Triton
     (ModelOpt checkpoints alone take FlashInfer's, which the tables show far slower), int4 on Marlin, MXFP4 on the
-    gpt-oss kernels. fp4 formats without a table are charged as fp8 Triton kernels at the fp4 rate.
+    gpt-oss kernels. NVFP4 runs on FlashInfer where the matrix units have an fp4 rate, else on Marlin like int4.
     """
     dtype = layout.expert_dtype
+    if dtype.name == "nvfp4":
+        return KERNELS["nvfp4" if "fp4" in layout.cluster.accelerator.peak_flops_per_s else "int4"]
     if dtype.name == "fp8_block":
         return KERNELS["cutlass_block" if layout.deployment.expert_parallel_size > 1 else "block"]
     if dtype.name in ("int4", "mxfp4"):
@@ -158,47 +159,5 @@ def _fused(
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size
     shape = ExpertShape(float(layout.model.hidden_size), width)
     parts = fused_experts(load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel)
-    return from_parts(parts, 5.0 + (2.0 if kernel.activation_bytes < _ACTIVATION_BYTES else 0.0))
-
-
-def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
-    """Dispatch and combine between data-parallel ranks for `tokens` [steps] tokens on each rank.
-
-    allgather_reducescatter: every rank receives every token (vLLM's default). deepep_high_throughput: a token
-    goes once to each rank that holds one of its experts, and once over the network to each other node.
-    deepep_low_latency: one copy per expert, all over the network adapters between nodes. DeepEP dispatches fp8
-    when the experts are fp8, and combines in bf16.
-    """
-    lockstep = layout.deployment.lockstep_ranks
-    moe = layout.model.moe
-    if moe is None or lockstep == 1:
-        return nothing(tokens)
-    row_bytes = layout.model.hidden_size * _ACTIVATION_BYTES
-    if layout.deployment.all2all_backend == "allgather_reducescatter":
-        one_way = all_gather_s(layout.dp_group, tokens * lockstep * row_bytes)
-        return transfer(2 * one_way, launches=2.0)
-    dispatch = row_bytes / 2 if layout.expert_dtype.compute == "fp8" else row_bytes
-    local, remote = _copies(layout, moe)
-    seconds = sum(
-        (
-            all_to_all_s(layout.ep_group, tokens * local * size, tokens * remote * size)
-            for size in (dispatch, row_bytes)
-        ),
-        start=np.zeros_like(tokens),
-    )
-    return transfer(seconds, launches=4.0)
-
-
-def _copies(layout: Layout, moe: MixtureOfExperts) -> tuple[float, float]:
-    """Mean copies of a token sent to ranks of its own node and to other nodes."""
-    group: Group = layout.ep_group
-    ranks = layout.deployment.expert_parallel_size
-    if layout.deployment.all2all_backend == "deepep_low_latency":
-        per_token = moe.top_k * (ranks - 1) / ranks
-        return per_token / group.num_nodes, per_token * (group.num_nodes - 1) / group.num_nodes
-    loads = rank_loads(
-        moe, layout.routing, layout.model.num_moe_layers, layout.seed, (1,), expert_layout(layout.deployment)
-    )
-    nodes = group.num_nodes
-    other_nodes = (nodes - 1) * (1 - (1 - 1 / nodes) ** moe.top_k)
-    return loads.destinations, other_nodes
+    cost = from_parts(parts, 5.0 + (2.0 if kernel.activation_bytes < _ACTIVATION_BYTES else 0.0))
+    return cost.slowed(layout.parameters["experts_slowdown"])

@@ -126,7 +126,7 @@ def _attention(layout: Layout, computed: FloatArray, visible: FloatArray, copies
 
 def _pick(cost: OperatorCost, index: NDArray[np.int64]) -> OperatorCost:
     arrays = (cost.memory_s, cost.compute_s, cost.network_s, cost.launch_s, cost.hbm_bytes, cost.flops)
-    return OperatorCost(*(array[index] for array in arrays), cost.launches)
+    return OperatorCost(*(array[index] for array in arrays), launches=cost.launches)
 
 
 def host_seconds(layout: Layout, run: DiffusionRun) -> float:

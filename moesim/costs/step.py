@@ -23,7 +23,8 @@ from moesim.costs.dense import (
     shared_expert,
     tensor_parallel_reduce,
 )
-from moesim.costs.experts import expert_exchange, routed_experts
+from moesim.costs.exchange import expert_exchange
+from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost, transfer
 from moesim.costs.layout import Layout
 from moesim.specs.deployment import captured_sizes
@@ -180,17 +181,18 @@ def rank_operators(layout: Layout, tokens: FloatArray) -> dict[str, OperatorCost
     """All operators that depend on a rank's tokens [steps], summed over layers."""
     model = layout.model
     layers, moe_layers, dense_layers = model.num_layers, model.num_moe_layers, model.num_dense_layers
+    slowdown = layout.parameters["collective_slowdown"]
     costs = {
         "attention projections": attention_projections(layout, tokens).times(layers),
         "norms and rotary": norms_and_rotary(layout, tokens).times(layers),
-        "tensor-parallel all-reduce": tensor_parallel_reduce(layout, tokens).times(2 * layers),
+        "tensor-parallel all-reduce": tensor_parallel_reduce(layout, tokens).times(2 * layers).slowed(slowdown),
     }
     if dense_layers:
         costs["dense mlp"] = dense_mlp(layout, tokens).times(dense_layers)
     if moe_layers:
         costs["router"] = router(layout, tokens).times(moe_layers)
         costs["shared experts"] = shared_expert(layout, tokens).times(moe_layers)
-        costs["expert exchange"] = expert_exchange(layout, tokens).times(moe_layers)
+        costs["expert exchange"] = expert_exchange(layout, tokens).times(moe_layers).slowed(slowdown)
     if layout.deployment.pipeline_parallel_size > 1:
         costs["pipeline transfer"] = _pipeline_transfer(layout, tokens)
     return costs

@@ -1,7 +1,8 @@
 """DeepEP's exchanges of tokens between expert-parallel ranks: low latency (decode) and high throughput (prefill).
 
-A dispatch sends rows of hidden values in fp8 with scales, a combine returns bf16 rows. Left out: skew of the
-routing between ranks (the mean rank counts), and the notify kernel of high-throughput dispatches.
+A dispatch sends rows of hidden values in fp8 with scales (measured) or in bf16, a combine returns bf16 rows.
+Left out: skew of the routing between ranks (the mean rank counts), and the notify kernel of high-throughput
+dispatches.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ _CORNER = 4.0
 class Exchange:
     """What every rank sends: fields are numbers, or arrays with one entry a step or measured row.
 
-    `destinations`: other and own ranks that a token goes to on average; `local_size` ranks in each of
-    `num_nodes` nodes.
+    `destinations`: distinct ranks, its own among them, that a token goes to on average; `local_size` ranks in
+    each of `num_nodes` nodes; `dispatch_bytes` of one dispatched value.
     """
 
     tokens: FloatArray
-    hidden: FloatArray
-    top_k: FloatArray
-    experts: FloatArray
-    destinations: FloatArray
+    hidden: FloatArray | float
+    top_k: FloatArray | float
+    experts: FloatArray | float
+    destinations: FloatArray | float
     local_size: int
     num_nodes: int
+    dispatch_bytes: float = 1.0
 
 
 def low_latency_s(accelerator: Accelerator, constants: Constants, sent: Exchange, combine: bool) -> FloatArray:
@@ -43,7 +45,8 @@ def low_latency_s(accelerator: Accelerator, constants: Constants, sent: Exchange
     few experts use few units. Between nodes the share of copies that leave the node passes the adapter.
     """
     leg = "combine" if combine else "dispatch"
-    width = 2.0 * sent.hidden if combine else sent.hidden * (1 + 4 / 128) + 16
+    scales = sent.hidden * 4 / 128 if sent.dispatch_bytes < 2 else 0.0
+    width = 2.0 * sent.hidden if combine else sent.hidden * sent.dispatch_bytes + scales + 16
     moved = sent.tokens * sent.top_k * width
     local = moved / sent.num_nodes
     link = local / (accelerator.fabric.bandwidth_bytes_per_s * constants[f"deepep_ll_{leg}_efficiency"])
@@ -70,7 +73,7 @@ def high_throughput_s(
     links.
     """
     leg = "combine" if combine else "dispatch"
-    element = 2.0 if combine else 1.0
+    element = 2.0 if combine else sent.dispatch_bytes
 
     def constant(name: str) -> float:
         return constants[f"deepep_ht_{leg}_{name}"]

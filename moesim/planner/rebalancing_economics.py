@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.experts import expert_exchange, routed_experts
+from moesim.costs.exchange import expert_exchange
+from moesim.costs.experts import routed_experts
 from moesim.costs.layout import Layout, make_layout
 from moesim.placement.migration import Migration, migrate
 from moesim.placement.transfer import expert_bytes, transfer_seconds
