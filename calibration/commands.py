@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.cli.options import AsJson, CsvFile
 
+if TYPE_CHECKING:
+    from calibration.pipeline import Calibration
+    from calibration.validation import ValidationTable
+
+Jobs = Annotated[int, typer.Option(help="Processes (-1: all cores).")]
+
 
 def validate(
-    files: Annotated[list[str], typer.Argument(help="Files of measured runs (CSV of a known format, or YAML/JSON).")],
-    jobs: Annotated[int, typer.Option(help="Processes (-1: all cores).")] = -1,
+    files: Annotated[list[str], typer.Argument(help="Files of measured rows: runs (CSV, JSON, Parquet) or kernel tables.")],
+    out_of_fold: Annotated[
+        str | None, typer.Option(help="Folder of folds: predict each row with the constants that did not see it.")
+    ] = None,
+    parameters: Annotated[str | None, typer.Option(help="Parameter set (name or YAML) for all rows.")] = None,
+    jobs: Jobs = -1,
     as_json: AsJson = False,
     csv: CsvFile = None,
 ) -> None:
     """Predict every row of files of measured runs and print the errors by group.
 
     Rows that cannot be predicted are listed with the reason. --csv writes one row per prediction.
+    Example: moesim validate serving.csv --out-of-fold folds/
     """
-    from dataclasses import asdict
-    from pathlib import Path
-
+    from calibration.folds import read_folds
+    from calibration.parameter_choice import named_parameters
     from calibration.validation import validate_files
-    from moesim.cli.output import print_json, print_table, progress, stderr, write_csv
+    from moesim.cli.output import progress
 
+    folds = read_folds(Path(out_of_fold)) if out_of_fold else None
+    chosen = named_parameters(parameters) if parameters else None
     with progress("predicting") as update:
-        table = validate_files([Path(name) for name in files], jobs, update)
+        table = validate_files([Path(name) for name in files], jobs, update, folds, chosen)
+    _show_validation(table, as_json, csv)
+
+
+def _show_validation(table: ValidationTable, as_json: bool, csv: str | None) -> None:
+    from dataclasses import asdict
+
+    from moesim.cli.output import print_json, print_table, stderr, write_csv
+
     if csv:
         write_csv(csv, [asdict(row) for row in table.rows])
     if as_json:
@@ -46,3 +67,50 @@ def _percent(line: dict[str, object]) -> dict[str, object]:
 def _reasons(reasons: list[str]) -> dict[str, int]:
     counted = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     return dict(sorted(counted.items(), key=lambda item: -item[1]))
+
+
+def calibrate(
+    runs: Annotated[list[str] | None, typer.Argument(help="Files of measured runs and kernel tables of one GPU.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Parameter set to write (YAML), or folder of sets or folds.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Parameter set of the priors (default: the best known one).")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipe YAML instead of files; 'shipped' for all shipped sets. Repeatable.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Folder that recipes' files are relative to. Repeatable.")] = None,
+    cross_validate: Annotated[
+        str | None, typer.Option(help="Leave out in turn: configuration, model, gpu or series; writes folds to -o.")
+    ] = None,
+    report: Annotated[str | None, typer.Option(help="Write a report for people (HTML) to this file or folder.")] = None,
+    bootstrap: Annotated[int, typer.Option(help="Also resample the rows this often for standard errors.")] = 0,
+    state: Annotated[str | None, typer.Option(help="Folder that keeps finished recipes, so that a broken run resumes.")] = None,
+    jobs: Jobs = -1,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the constants of the model to measured runs, counters and kernel tables; every estimate with its error.
+
+    Example: moesim calibrate my_runs.csv trace.json.gz -o mine.yaml, then moesim simulate --parameters mine.yaml ...
+    """
+    from calibration.calibrate_command import CalibrateRequest, run_calibrate
+    from moesim.cli.output import print_json, progress
+
+    request = CalibrateRequest(
+        files=tuple(runs or ()),
+        output=output,
+        base=base,
+        recipes=tuple(recipe or ()),
+        data=tuple(data or ()),
+        cross_validate=cross_validate,
+        report=report,
+        bootstrap=bootstrap,
+        state=state,
+        jobs=jobs,
+    )
+    with progress("calibrating") as update:
+        answers = run_calibrate(request, update)
+    if as_json:
+        print_json([item.to_dict() for item in answers])
+    else:
+        for item in answers:
+            item.show()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.fitting import FitResult, FreeParameter, fit
 from calibration.metrics import METRICS
+from calibration.rejection import reason_to_reject
 from calibration.runs import MeasuredRun
 from calibration.slopes import RunPrediction, predict_with_slopes
 from moesim.errors import InputError
@@ -21,7 +22,7 @@ from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
-_LARGEST_MOVE = 0.7
+_LARGEST_MOVE = 1.1
 _CONVERGED = 0.004
 
 
@@ -48,9 +49,15 @@ class Observations:
     noise: FloatArray
 
 
-def observe(runs: Sequence[MeasuredRun], unusable: Callable[[MeasuredRun, str], bool]) -> Observations:
-    """All measured values of runs that a fit may use."""
-    pairs = [(i, m) for i, run in enumerate(runs) for m in run.measured if m in METRICS and not unusable(run, m)]
+    def where(self, mask: NDArray[np.bool_]) -> Observations:
+        """The rows that `mask` [data] keeps, of the same runs."""
+        kept = tuple(pair for pair, keep in zip(self.index, mask.tolist(), strict=True) if keep)
+        return Observations(self.runs, kept, self.measured[mask], self.noise[mask])
+
+
+def observe(runs: Sequence[MeasuredRun]) -> Observations:
+    """All measured values of runs that a fit may use (`calibration.rejection`)."""
+    pairs = [(i, m) for i, run in enumerate(runs) for m in run.measured if reason_to_reject(run, m) is None]
     measured = np.array([runs[i].measured[metric] for i, metric in pairs])
     noise = np.array([METRICS[metric].log_sd * runs[i].noise for i, metric in pairs])
     return Observations(tuple(runs), tuple(pairs), measured, noise)
@@ -92,7 +99,7 @@ def _layout_groups(observations: Observations, parameters: ParameterSet) -> list
         run = observations.runs[index]
         scenario = scenario_of(run, parameters)
         key = msgspec.json.encode(
-            (scenario.model.name, scenario.cluster, scenario.deployment, scenario.routing, run.site, scenario.seed)
+            (scenario.model, scenario.cluster, scenario.deployment, scenario.routing, run.site, scenario.seed)
         )
         groups.setdefault(key, []).append(_Member(index, scenario, tuple(names)))
     return sorted(groups.values(), key=len, reverse=True)
@@ -135,52 +142,86 @@ def _assemble(
     return logs, slopes
 
 
+@dataclass(frozen=True, slots=True)
+class Linearisation:
+    """Predictions around one set of constants: `logs` [data] and `slopes` [data, columns] at `at` [columns]."""
+
+    observations: Observations
+    columns: tuple[Column, ...]
+    logs: FloatArray
+    slopes: FloatArray
+    at: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class RunFit:
+    """The fitted set, the solver's result, and the problem's linear form at the end (for leaving rows out)."""
+
+    parameters: ParameterSet
+    result: FitResult
+    linear: Linearisation
+
+
 def fit_runs(
     base: ParameterSet,
     observations: Observations,
     columns: Sequence[Column],
+    prior_log_sd: Mapping[str, float],
     *,
-    site_log_sd: float = 0.6,
+    start: ParameterSet | None = None,
     jobs: int = -1,
     max_rounds: int = 6,
     progress: Progress | None = None,
-) -> tuple[ParameterSet, FitResult]:
+) -> RunFit:
     """Move the constants of `columns` until simulated runs agree with the measured ones.
 
-    Each round simulates every run once and solves the linearised problem within a factor of two of where it
-    stands. Priors are the base set's; a site's constants have the base's estimate with `site_log_sd` at least.
+    Each round simulates every run once and solves the linearised problem within a factor of three of where it
+    stands. Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
+    `start`: constants to begin from, where better ones than the priors are known.
 
     Raises:
         InputError: no run can be predicted.
     """
-    current, result = base, None
-    priors = [_prior(base, column, site_log_sd) for column in columns]
-    for _ in range(max_rounds):
-        logs, slopes = linearise(observations, current, columns, jobs, progress)
-        usable = np.isfinite(logs)
-        if not usable.any():
-            raise InputError("calibrate: none of the runs can be predicted")
+    current = start or base
+    free = [_prior(base, column, prior_log_sd) for column in columns]
+    for number in range(max_rounds):
         at = np.log([value_of(current, column) for column in columns])
-        free = [_within(prior, float(np.exp(point))) for prior, point in zip(priors, at, strict=True)]
-        result = fit(
-            free,
-            _linear(logs[usable], slopes[usable], at, columns),
-            observations.measured[usable],
-            observations.noise[usable],
-            jacobian=lambda _, inner=slopes[usable]: inner,
-        )
-        moved = np.log([item.value for item in result.estimates]) - at
+        logs, slopes = linearise(observations, current, columns, jobs, progress)
+        linear = _finite(Linearisation(observations, tuple(columns), logs, slopes, at))
+        result = solve(linear, free)
         current = apply_estimates(current, columns, result)
-        if np.abs(moved).max() < _CONVERGED:
-            break
-    assert result is not None
-    return current, result
+        moved = np.log([item.value for item in result.estimates]) - at
+        if np.abs(moved).max() < _CONVERGED or number == max_rounds - 1:
+            return RunFit(current, result, linear)
+    raise AssertionError("max_rounds must be positive")
 
 
-def _prior(base: ParameterSet, column: Column, site_log_sd: float) -> FreeParameter:
+def _finite(linear: Linearisation) -> Linearisation:
+    usable = np.isfinite(linear.logs)
+    if not usable.any():
+        raise InputError("calibrate: none of the runs can be predicted")
+    kept = linear.observations.where(usable)
+    return Linearisation(kept, linear.columns, linear.logs[usable], linear.slopes[usable], linear.at)
+
+
+def solve(linear: Linearisation, free: Sequence[FreeParameter], keep: NDArray[np.bool_] | None = None) -> FitResult:
+    """The linear problem's optimum, on the rows that `keep` [data] names (all)."""
+    rows = np.ones(len(linear.logs), dtype=bool) if keep is None else keep
+    slopes = linear.slopes[rows]
+    return fit(
+        [_within(prior, float(np.exp(point))) for prior, point in zip(free, linear.at, strict=True)],
+        _linear(linear.logs[rows], slopes, linear.at, linear.columns),
+        linear.observations.measured[rows],
+        linear.observations.noise[rows],
+        jacobian=lambda _: slopes,
+    )
+
+
+def _prior(base: ParameterSet, column: Column, prior_log_sd: Mapping[str, float]) -> FreeParameter:
     known = base.parameters[column.name]
-    deviation = max(known.log_sd, site_log_sd) if column.site else known.log_sd
-    return FreeParameter(column.key, known.value, deviation)
+    value = value_of(base, column)
+    deviation = prior_log_sd.get(column.key, prior_log_sd.get(column.name, known.log_sd))
+    return FreeParameter(column.key, value, deviation)
 
 
 def _within(prior: FreeParameter, at: float) -> FreeParameter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ from moesim.costs.step import StepModel, build_step_model
 from moesim.engine.serving import ServingRun, run_serving
 from moesim.errors import InputError
 from moesim.metrics.summary import summarize
+from moesim.simulation import simulate_scenario
 from moesim.specs.parameters import ParameterSet, scaled
 from moesim.specs.scenario import Scenario
 
@@ -47,6 +49,8 @@ def predict_with_slopes(
     Returns:
         A prediction for each scenario, or the reason why it cannot run.
     """
+    if scenarios[0].model.is_diffusion:
+        return [_diffusion_prediction(*pair, names) for pair in zip(scenarios, metrics, strict=True)]
     runs = [_run(scenario) for scenario in scenarios]
     found = [run for run in runs if not isinstance(run, str)]
     if not found:
@@ -56,6 +60,23 @@ def predict_with_slopes(
         run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
         for scenario, run, asked in zip(scenarios, runs, metrics, strict=True)
     ]
+
+
+def _diffusion_prediction(scenario: Scenario, metrics: Sequence[str], names: Sequence[str]) -> RunPrediction | str:
+    """Diffusion runs have few distinct forwards, so they are simulated anew for every constant."""
+
+    def values(parameters: ParameterSet) -> dict[str, float]:
+        result = simulate_scenario(msgspec.structs.replace(scenario, parameters=parameters), intervals=False)
+        return {metric: predicted_value(metric, result) for metric in metrics}
+
+    try:
+        base = values(scenario.parameters)
+    except InputError as error:
+        return str(error)
+    factor = float(np.exp(_STEP))
+    moved = [values(scaled(scenario.parameters, name, factor)) for name in names]
+    slopes = {metric: np.array([np.log(item[metric] / base[metric]) / _STEP for item in moved]) for metric in metrics}
+    return RunPrediction(base, slopes)
 
 
 def _run(scenario: Scenario) -> ServingRun | str:

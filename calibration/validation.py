@@ -1,4 +1,4 @@
-"""Predict measured runs and compare: rows, errors by group, and what was skipped."""
+"""Predict measured rows and compare: errors by group, what a fit has seen, and what was skipped."""
 
 from __future__ import annotations
 
@@ -10,32 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from calibration.folds import Folds, fitted_rows
+from calibration.kernel_validation import KERNEL_SUFFIX, validate_table
+from calibration.metrics import METRICS, predicted_value
 from calibration.readers import read_runs
+from calibration.run_fit import scenario_of
 from calibration.runs import MeasuredRun, SkippedRow
+from calibration.validation_rows import ValidationRow
 from moesim.errors import InputError
-from moesim.metrics.result import SimulationResult
-from moesim.scenarios import make_scenario
 from moesim.simulation import simulate_scenario
+from moesim.specs.parameters import ParameterSet
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationRow:
-    """One measured quantity beside its prediction and 90 % interval."""
-
-    id: str
-    metric: str
-    measured: float
-    predicted: float
-    predicted_low: float
-    predicted_high: float
-    group: str
-
-    @property
-    def relative_error(self) -> float:
-        """(predicted - measured) / measured."""
-        return self.predicted / self.measured - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +48,12 @@ class ValidationTable:
 
     @property
     def summary(self) -> list[GroupSummary]:
-        """One line a group and metric, then one a metric for all."""
-        groups = sorted({row.group for row in self.rows})
-        return [
-            *(line for group in groups for line in _summaries(group, [r for r in self.rows if r.group == group])),
-            *_summaries("all", self.rows),
-        ]
+        """One line a group (gpu, engine, model) and metric, then one a metric for all."""
+        by_group: dict[str, list[ValidationRow]] = {}
+        for row in self.rows:
+            by_group.setdefault(row.group, []).append(row)
+        lines = [line for group in sorted(by_group) for line in _summaries(group, by_group[group])]
+        return lines + _summaries("all", self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract."""
@@ -101,8 +87,18 @@ def _summaries(group: str, rows: Sequence[ValidationRow]) -> list[GroupSummary]:
     return lines
 
 
-def validate_files(paths: Iterable[Path], jobs: int = -1, progress: Progress | None = None) -> ValidationTable:
+def validate_files(
+    paths: Iterable[Path],
+    jobs: int = -1,
+    progress: Progress | None = None,
+    folds: Folds | None = None,
+    parameters: ParameterSet | None = None,
+) -> ValidationTable:
     """Predict every row of the files, on `jobs` processes (-1: all cores).
+
+    Args:
+        folds: predict each row with the constants that did not see it.
+        parameters: one set for all rows instead of the shipped ones.
 
     Raises:
         InputError: a file cannot be read, or holds a bad value.
@@ -111,16 +107,23 @@ def validate_files(paths: Iterable[Path], jobs: int = -1, progress: Progress | N
 
     runs: list[MeasuredRun] = []
     skipped: list[SkippedRow] = []
+    rows: list[ValidationRow] = []
+    sets: set[str] = set()
     for path in paths:
+        if path.suffix == KERNEL_SUFFIX:
+            answer = validate_table(path, folds, parameters)
+            rows.extend(answer.rows)
+            skipped.extend(answer.skipped)
+            sets.update(answer.parameter_sets)
+            continue
         found, left_out = read_runs(path)
         runs.extend(found)
         skipped.extend(left_out)
-    predictions = Parallel(n_jobs=jobs, return_as="generator", batch_size=4)(delayed(predict_run)(run) for run in runs)
-    rows: list[ValidationRow] = []
-    sets: set[str] = set()
+    work = (delayed(predict_run)(run, parameters or (folds.parameters_of(run) if folds else None)) for run in runs)
+    predictions = Parallel(n_jobs=jobs, return_as="generator", batch_size=4)(work)
     for done, (run, answer) in enumerate(zip(runs, predictions, strict=True)):
         if progress is not None:
-            progress(done, len(runs), run.group)
+            progress(done + 1, len(runs), run.group)
         if isinstance(answer, str):
             skipped.append(SkippedRow(id=run.id, file="", reason=answer))
         else:
@@ -129,48 +132,24 @@ def validate_files(paths: Iterable[Path], jobs: int = -1, progress: Progress | N
     return ValidationTable(tuple(rows), tuple(skipped), tuple(sorted(sets)))
 
 
-def predict_run(run: MeasuredRun) -> tuple[str, list[ValidationRow]] | str:
+def predict_run(run: MeasuredRun, parameters: ParameterSet | None = None) -> tuple[str, list[ValidationRow]] | str:
     """(parameter set, a row per measured metric), or the reason why the run cannot be predicted."""
+    unknown = [metric for metric in run.measured if metric not in METRICS]
+    if unknown:
+        return f"metric {unknown[0]!r} is not one that moesim predicts; known: {', '.join(METRICS)}"
     try:
-        result = simulate_scenario(make_scenario(run.request))
+        scenario = scenario_of(run, parameters)
+        result = simulate_scenario(scenario)
     except InputError as error:
         return str(error)
     rows: list[ValidationRow] = []
     for metric, measured in run.measured.items():
-        if metric not in _METRICS:
-            return f"metric {metric!r} is not one that moesim predicts; known: {', '.join(_METRICS)}"
-        value, low, high = _predicted(metric, result)
-        if value is not None:
-            rows.append(ValidationRow(run.id, metric, measured, value, low, high, run.group))
+        value = predicted_value(metric, result)
+        if not math.isfinite(value):
+            return f"metric {metric!r}: the run has one output token, so there is no time between tokens"
+        key = METRICS[metric].field
+        low, high = result.interval_90[key if key in result.interval_90 else "output_tokens_per_s"]
+        spread = math.sqrt(high / low)
+        seen = run.id in fitted_rows(scenario.parameters.name)
+        rows.append(ValidationRow(run.id, metric, measured, value, value / spread, value * spread, run.group, seen))
     return result.parameter_set, rows
-
-
-_METRICS: dict[str, tuple[str, str | None]] = {
-    "output_tok_per_s": ("output_tokens_per_s", None),
-    "total_tok_per_s": ("total_tokens_per_s", None),
-    "elapsed_s": ("duration_s", None),
-    "itl_p50_ms": ("itl_ms", "p50"),
-    "itl_mean_ms": ("itl_ms", "mean"),
-    "tpot_p50_ms": ("tpot_ms", "p50"),
-    "tpot_mean_ms": ("tpot_ms", "mean"),
-    "ttft_p50_ms": ("ttft_ms", "p50"),
-    "ttft_mean_ms": ("ttft_ms", "mean"),
-    "ttft_p99_ms": ("ttft_ms", "p99"),
-    "silicon_ttft_ms": ("ttft_ms", "mean"),
-    "silicon_tpot_ms": ("tpot_ms", "mean"),
-    "prompt_mean_ms": ("e2e_ms", "mean"),
-}
-"""Measured column -> (field of the result, statistic)."""
-
-
-def _predicted(metric: str, result: SimulationResult) -> tuple[float | None, float, float]:
-    """Prediction and 90 % interval; rates and durations share the interval of the throughput."""
-    field, statistic = _METRICS[metric]
-    found = getattr(result, field)
-    if found is None:
-        return None, math.nan, math.nan
-    value = float(getattr(found, statistic) if statistic else found)
-    key = field if field in result.interval_90 else "output_tokens_per_s"
-    low, high = result.interval_90[key]
-    spread = math.sqrt(high / low)
-    return value, value / spread, value * spread

@@ -56,6 +56,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
+    max_cudagraph_capture_size: int | None = None
     enforce_eager: bool = False
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
@@ -155,6 +156,7 @@ _ENGINE_WORDS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_model_len",
+    "max_cudagraph_capture_size",
     "enforce_eager",
     "enable_prefix_caching",
     "enable_chunked_prefill",

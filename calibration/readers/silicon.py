@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from calibration.readers.inferencex import launch_flags
 from calibration.readers.table import Row
 from calibration.runs import MeasuredRun
 from moesim.errors import InputError
 from moesim.scenarios import Request
-from moesim.specs.catalog import get_model
+from moesim.specs.catalog import get_hardware, get_model
+from moesim.specs.loading import convert
 
 _MEAN_LENGTH, _SPREAD = 0.9, 1 / 9
 """Lengths are drawn evenly from 0.8 to 1.0 of the nominal ones (RANDOM_RANGE_RATIO of the InferenceX client)."""
@@ -27,24 +29,28 @@ def read_row(row: Row) -> MeasuredRun | str:
         model = get_model(row.text("model_path"))
     except InputError as error:
         return str(error)
-    concurrency = row.integer("concurrency")
-    request = Request(
-        model=model.name,
-        hardware=row.text("system"),
-        gpus=tp * dp,
-        tp=tp,
-        dp=dp,
-        ep=row.integer("moe_ep_size"),
-        input_len=round(_MEAN_LENGTH * row.integer("isl")),
-        output_len=round(_MEAN_LENGTH * row.integer("osl")),
-        range_ratio=_SPREAD,
-        enable_prefix_caching=False,
-        engine=row.text("backend"),
-        engine_version=row.text("backend_version"),
-        concurrency=concurrency,
-        num_prompts=_WAVES * concurrency,
-        quantization=_quantization(row.text("moe_quant_mode"), model.dtypes.experts),
-    )
+    concurrency, hardware = row.integer("concurrency"), get_hardware(row.text("system")).name
+    quantization = _quantization(row.text("moe_quant_mode"), model.dtypes.experts)
+    known = {"concurrency": concurrency, "isl": row.integer("isl"), "quantization": quantization, "tp": tp}
+    words = {
+        "model": model.name,
+        "hardware": hardware,
+        "gpus": tp * dp,
+        "tp": tp,
+        "dp": dp,
+        "ep": row.integer("moe_ep_size"),
+        "input_len": round(_MEAN_LENGTH * row.integer("isl")),
+        "output_len": round(_MEAN_LENGTH * row.integer("osl")),
+        "range_ratio": _SPREAD,
+        "enable_prefix_caching": False,
+        "engine": row.text("backend"),
+        "engine_version": row.text("backend_version"),
+        "concurrency": concurrency,
+        "num_prompts": _WAVES * concurrency,
+        "quantization": quantization,
+    }
+    words |= launch_flags(model.name, hardware, row.text("backend"), row.text("backend_version"), known)
+    request = convert(words, Request, f"{row.path} line {row.line}")
     return MeasuredRun(
         id=row.identity,
         engine=row.text("backend"),

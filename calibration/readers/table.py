@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.sources import read_table
 from moesim.errors import InputError
-
-_MAX_BYTES = 200_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +57,7 @@ class Row:
 
 def read_rows(path: Path) -> list[Row]:
     """All rows of a CSV file with a header. Raises InputError when there is none."""
-    if not path.is_file():
-        raise InputError(f"{path}: file does not exist")
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{path}: {path.stat().st_size} bytes is too large (limit {_MAX_BYTES})")
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        try:
-            rows = [Row(path, line, dict(cells)) for line, cells in enumerate(csv.DictReader(stream), start=2)]
-        except csv.Error as error:
-            raise InputError(f"{path}: is not valid CSV: {error}") from None
+    rows = [Row(row.path, row.line, row.cells) for row in read_table(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows")
     return rows

@@ -28,7 +28,7 @@ Lines = tuple[tuple[float, DecodeLine], ...]
 
 @dataclass(frozen=True, slots=True)
 class LayerKernels:
-    """`layers` equal layers and their kernels."""
+    """Equal layers and their kernels; `layers` times the engine's slowdown against a benchmark's loop."""
 
     layers: float
     decode: DecodeKernel
@@ -120,11 +120,12 @@ def attention_coefficients(layout: Layout) -> AttentionCoefficients:
     attention = layout.model.attention
     heads = attention.num_heads / layout.tp
     layers = float(layout.model.num_layers)
+    slowdown = layout.parameters["attention_slowdown"]
     if isinstance(attention, MultiHeadLatentAttention):
-        kernels = (_latent_layers(layout, attention, heads, layers),)
+        kernels = (_latent_layers(layout, attention, heads, layers * slowdown),)
         window = FULL_CONTEXT
     else:
-        kernels, window = _grouped_layers(layout, attention, heads, layers)
+        kernels, window = _grouped_layers(layout, attention, heads, slowdown)
     bytes_per_token, decode_flops, pair_flops = _per_layer(layout)
     memory = bytes_per_token / (
         layout.cluster.accelerator.hbm_bandwidth_bytes_per_s * layout.parameters["attention_hbm_efficiency"]
@@ -145,14 +146,15 @@ def attention_coefficients(layout: Layout) -> AttentionCoefficients:
 
 
 def _grouped_layers(
-    layout: Layout, attention: GroupedQueryAttention, heads: float, layers: float
+    layout: Layout, attention: GroupedQueryAttention, heads: float, slowdown: float
 ) -> tuple[tuple[LayerKernels, ...], float]:
     kv_heads = kv_heads_per_rank(attention, layout.tp)
     sliding = float(attention.sliding_window_layers) if attention.sliding_window else 0.0
     window = float(attention.sliding_window) if sliding and attention.sliding_window else FULL_CONTEXT
     accelerator, constants = layout.cluster.accelerator, layout.parameters
     found: list[LayerKernels] = []
-    for count, reach in ((layers - sliding, FULL_CONTEXT), (sliding, window)):
+    full = float(layout.model.num_layers) - sliding
+    for count, reach in ((full * slowdown, FULL_CONTEXT), (sliding * slowdown, window)):
         if count:
             shape = (heads, float(kv_heads), float(attention.head_dim), layout.kv_bytes, reach)
             decode = in_floats(grouped_query_kernel(accelerator, constants, *shape))

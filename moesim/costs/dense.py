@@ -21,9 +21,13 @@ _ACTIVATION_BYTES = 2.0
 
 
 def gemm(layout: Layout, rows: FloatArray, inner: float, columns: float, dtype: Dtype) -> OperatorCost:
-    """C[rows, columns] = A[rows, inner] B[inner, columns] with weights B in `dtype`, see `dense_gemm`."""
+    """C[rows, columns] = A[rows, inner] B[inner, columns] with weights B in `dtype`, see `dense_gemm`.
+
+    An engine runs it `gemm_slowdown` times as long as a benchmark's loop does (other kernels share caches and clocks).
+    """
     parts = dense_gemm(rows, inner, columns, dtype, layout.rates.accelerator, layout.parameters)
-    return from_parts(parts, 2.0 if dtype.compute != "bf16" else 1.0)
+    cost = from_parts(parts, 2.0 if dtype.compute != "bf16" else 1.0)
+    return cost.slowed(layout.parameters["gemm_slowdown"])
 
 
 def attention_projections(layout: Layout, tokens: FloatArray) -> OperatorCost:

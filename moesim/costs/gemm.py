@@ -18,7 +18,6 @@ simulation evaluate the same code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -92,19 +91,18 @@ def dense_gemm(
     Returns:
         Parts of the shape of `rows`.
     """
-    rows, inner, columns = (np.asarray(array, dtype=float) for array in np.broadcast_arrays(rows, inner, columns))
     family = gemm_family(dtype)
     read = ACTIVATION_BYTES if family == "bf16" else 1.0
     moved = inner * columns * dtype.bytes_per_element + rows * inner * read + rows * columns * ACTIVATION_BYTES
     memory = moved / (accelerator.hbm_bandwidth_bytes_per_s * constants[f"gemm_{family}_hbm_efficiency"])
     tiles = _tiles_s(rows, inner, columns, dtype, accelerator, constants)
     shared, arithmetic = smooth_maximum(memory, tiles, constants[f"gemm_{family}_sharpness"])
-    fixed = np.full_like(shared, constants[f"gemm_{family}_kernel_s"])
     if family != "bf16":
         quantised = rows * inner * (ACTIVATION_BYTES + 1.0)
         moved = moved + quantised
         rate = accelerator.hbm_bandwidth_bytes_per_s * constants["quantise_hbm_efficiency"]
         shared = shared + np.maximum(rows * constants["quantise_row_s"], quantised / rate)
+    fixed = np.full_like(shared, constants[f"gemm_{family}_kernel_s"])
     return KernelParts(shared, arithmetic, fixed, moved, 2.0 * rows * inner * columns)
 
 
@@ -131,78 +129,92 @@ def host_floor_s(rows: FloatArray, inner: FloatArray, columns: FloatArray, const
 
 def _tiles_s(
     rows: FloatArray,
-    inner: FloatArray,
-    columns: FloatArray,
+    inner: FloatArray | float,
+    columns: FloatArray | float,
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
 ) -> FloatArray:
     """Seconds of the tiles; long kernels lose clock to the power limit (`sustained_loss` of it at most)."""
-    family = gemm_family(dtype)
+    family, units = gemm_family(dtype), accelerator.num_compute_units
     if family == "fp8":
-        tile_rows, tile_columns = fp8_tile(rows, columns)
-        seconds = _one_tiling_s(rows, inner, columns, tile_rows, tile_columns, 1.0, dtype, accelerator, constants)
+        shape = _tile_costs(rows, columns, *fp8_tile(rows, columns), dtype, accelerator, constants)
+        seconds = np.ceil(shape.count / units) * (shape.fixed_s + _depth(inner) * shape.per_inner_s)
     else:
-        tile_rows, tile_columns, split = _candidates(family == "bf16")
-        seconds = _one_tiling_s(
-            rows[..., None],
-            inner[..., None],
-            columns[..., None],
-            tile_rows,
-            tile_columns,
-            split,
-            dtype,
-            accelerator,
-            constants,
-        ).min(axis=-1)
+        inner, columns = np.asarray(inner)[..., None], np.asarray(columns)[..., None]
+        shape = _tile_costs(rows[..., None], columns, _TILE_ROWS, _TILE_COLUMNS, dtype, accelerator, constants)
+        if family == "block":
+            one = shape.fixed_s + _depth(inner) * shape.per_inner_s
+            seconds = (np.ceil(shape.count / units) * one).min(axis=-1)
+        else:
+            seconds = _best_split_s(rows, inner, columns, shape, accelerator, constants)
     loss = constants[f"gemm_{family}_sustained_loss"]
     return seconds * (1.0 + loss * seconds / (seconds + constants["gemm_sustained_s"]))
 
 
-@lru_cache(maxsize=2)
-def _candidates(split: bool) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Tile rows, tile columns and split of `inner` of every candidate [candidates]."""
-    splits = _SPLITS if split else _SPLITS[:1]
-    rows, columns = np.repeat(_TILE_ROWS, len(splits)), np.repeat(_TILE_COLUMNS, len(splits))
-    return rows, columns, np.tile(splits, len(_TILE_ROWS))
-
-
-def fp8_tile(rows: FloatArray, columns: FloatArray) -> tuple[FloatArray, FloatArray]:
+def fp8_tile(rows: FloatArray, columns: FloatArray | float) -> tuple[FloatArray, FloatArray]:
     """Tile rows and columns of vLLM's CUTLASS fp8 kernels for Hopper (operands swapped below 65 rows)."""
     few = np.where((rows <= 16) | (columns <= 1280), 16.0, 64.0)
     tile_rows = np.where(rows <= 64, few, np.where(rows <= 128, 64.0, 128.0))
     return tile_rows, np.where(rows <= 64, 64.0, 128.0)
 
 
-def _one_tiling_s(
+@dataclass(frozen=True, slots=True)
+class _TileCosts:
+    """Number of tiles, seconds of a tile for each element of `inner`, and beside it."""
+
+    count: FloatArray
+    per_inner_s: FloatArray
+    fixed_s: FloatArray
+
+
+def _tile_costs(
     rows: FloatArray,
-    inner: FloatArray,
-    columns: FloatArray,
+    columns: FloatArray | float,
     tile_rows: FloatArray,
     tile_columns: FloatArray,
-    split: FloatArray | float,
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
-) -> FloatArray:
-    """Seconds of all waves of one tile shape; a split of `inner` adds a reduction over fp32 partial sums."""
+) -> _TileCosts:
     family, units = gemm_family(dtype), accelerator.num_compute_units
     read = ACTIVATION_BYTES if family == "bf16" else 1.0
     weight = min(dtype.bytes_per_element, read)
-    tiles = np.ceil(rows / tile_rows) * np.ceil(columns / tile_columns)
-    loaded = np.minimum(tile_rows, rows) * read + np.minimum(tile_columns, columns) * weight
+    area = tile_rows * tile_columns
     compute = constants[f"gemm_{family}_compute_efficiency"] * peak_rate(accelerator, dtype.compute) / units
-    load_rate = constants[f"gemm_{family}_unit_load_bytes_per_s"]
-    per_inner = np.maximum(2.0 * tile_rows * tile_columns / compute, loaded / load_rate)
-    per_inner = np.maximum(per_inner, constants[f"gemm_{family}_step_s"] / _STEP)
-    depth = np.ceil(inner / (_STEP * split)) * _STEP
-    store = constants[f"gemm_{family}_store_factor"] * tile_rows * tile_columns * ACTIVATION_BYTES
-    one = constants[f"gemm_{family}_tile_s"] + depth * per_inner + store * units / accelerator.hbm_bandwidth_bytes_per_s
-    seconds = np.ceil(tiles * split / units) * one
-    if isinstance(split, float):
-        return seconds
-    reduction = (
-        constants["gemm_split_s"] + split * rows * columns * _PARTIAL_BYTES / accelerator.hbm_bandwidth_bytes_per_s
+    loaded = np.minimum(tile_rows, rows) * read + np.minimum(tile_columns, columns) * weight
+    trip = np.maximum(2.0 * area / compute, loaded / constants[f"gemm_{family}_unit_load_bytes_per_s"])
+    stored = constants[f"gemm_{family}_store_factor"] * ACTIVATION_BYTES * units / accelerator.hbm_bandwidth_bytes_per_s
+    return _TileCosts(
+        count=np.ceil(rows / tile_rows) * np.ceil(columns / tile_columns),
+        per_inner_s=np.maximum(trip, constants[f"gemm_{family}_step_s"] / _STEP),
+        fixed_s=constants[f"gemm_{family}_tile_s"] + stored * area,
     )
-    seconds = seconds + np.where(split > 1, reduction, 0.0)
-    return np.where((split > 1) & (inner < _SHORTEST_SPLIT * split), np.inf, seconds)
+
+
+def _depth(inner: FloatArray | float) -> FloatArray:
+    """`inner` rounded up to whole steps."""
+    return np.ceil(np.asarray(inner) / _STEP) * _STEP
+
+
+def _best_split_s(
+    rows: FloatArray,
+    inner: FloatArray,
+    columns: FloatArray,
+    shape: _TileCosts,
+    accelerator: Accelerator,
+    constants: Constants,
+) -> FloatArray:
+    """Least seconds over tiles and splits of `inner`; a split adds a reduction over fp32 partial sums.
+
+    `inner` and `columns` [..., 1], `shape` [..., tiles]; the splits are a further axis.
+    """
+    units, bandwidth = accelerator.num_compute_units, accelerator.hbm_bandwidth_bytes_per_s
+    reduction = constants["gemm_split_s"] + _SPLITS * (rows[..., None] * columns) * (_PARTIAL_BYTES / bandwidth)
+    reduction = np.where(_SPLITS > 1, reduction, 0.0) + np.where(
+        (_SPLITS > 1) & (inner < _SHORTEST_SPLIT * _SPLITS), np.inf, 0.0
+    )
+    seconds = np.ceil(shape.count[..., None] * (_SPLITS / units))
+    seconds *= _depth(inner / _SPLITS)[..., None, :] * shape.per_inner_s[..., None] + shape.fixed_s[..., None]
+    seconds += reduction[..., None, :]
+    return seconds.min(axis=(-2, -1))

@@ -60,10 +60,11 @@ KERNELS: dict[str, FusedKernel] = {
         FusedKernel("int4", "marlin", True, False, 2.0),
         FusedKernel("mxfp4", "mxfp4", False, True, 2.0),
         FusedKernel("mxfp4_marlin", "marlin", True, False, 2.0),
+        FusedKernel("nvfp4", "mean64", False, False, 0.5),
     )
 }
 """By name: Triton with bf16, per-tensor fp8 and block-fp8 weights; FlashInfer CUTLASS with per-tensor and block fp8;
-Marlin with int4; the gpt-oss Triton kernels with MXFP4; Marlin with MXFP4."""
+Marlin with int4; the gpt-oss Triton kernels with MXFP4; Marlin with MXFP4; FlashInfer on Blackwell with NVFP4."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class OperatorCost:
     def __add__(self, other: OperatorCost) -> OperatorCost:
         return OperatorCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def slowed(self, factor: float) -> OperatorCost:
+        """The same work, `factor` times as long."""
+        seconds = (getattr(self, f.name) * factor for f in fields(self) if f.name.endswith("_s"))
+        return OperatorCost(*seconds, self.hbm_bytes, self.flops, self.launches)
+
     def times(self, count: float) -> OperatorCost:
         """The operator run `count` times in a row."""
         return OperatorCost(*(getattr(self, f.name) * count for f in fields(self)))

@@ -14,6 +14,18 @@ Frontend = Literal["server", "offline"]
 AllToAll = Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"]
 
 
+class Eplb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Expert load balancing while the engine runs, in vLLM's words and defaults (`--eplb-config`).
+
+    Every `step_interval` steps the experts are placed anew from the loads of the last `window_size` steps; weights
+    move beside the steps (`use_async`) or while all ranks wait.
+    """
+
+    window_size: int = 1000
+    step_interval: int = 3000
+    use_async: bool = True
+
+
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Parallel sizes and engine settings. Field names follow vLLM's flags.
 
@@ -33,6 +45,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     expert_map: Literal["linear", "round_robin"] = "linear"
     redundant_experts: int = 0
     placement: tuple[tuple[int, ...], ...] = ()
+    eplb: Eplb | None = None
     all2all_backend: AllToAll = "allgather_reducescatter"
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
@@ -46,7 +59,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
     frontend: Frontend = "server"
-    max_cudagraph_capture_size: int = 512
+    max_cudagraph_capture_size: int = 0
 
     @property
     def num_ranks(self) -> int:
@@ -82,12 +95,13 @@ def engine_defaults(accelerator: Accelerator, frontend: Frontend) -> dict[str, i
     return {"max_num_batched_tokens": 2048 if frontend == "server" else 8192, "max_num_seqs": 256}
 
 
-def captured_sizes(max_num_seqs: int, largest: int = 512) -> tuple[int, ...]:
+def captured_sizes(max_num_seqs: int, max_cudagraph_capture_size: int = 0) -> tuple[int, ...]:
     """Batch sizes (tokens) for which vLLM captures a graph: 1, 2, 4, then by 8 to 255, then by 16.
 
-    Source: vLLM `VllmConfig` default cudagraph_capture_sizes; the largest is min(2 * max_num_seqs, 512).
+    Source: vLLM `VllmConfig` default cudagraph_capture_sizes; where none is asked for (0) the largest is
+    min(2 * max_num_seqs, 512).
     """
-    limit = min(2 * max_num_seqs, largest)
+    limit = max_cudagraph_capture_size or min(2 * max_num_seqs, 512)
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, limit + 1, 16)]
     return tuple(size for size in sizes if size <= limit)
 
@@ -139,8 +153,8 @@ def _check_heads(deployment: Deployment, model: Model) -> None:
 def _check_experts(deployment: Deployment, model: Model) -> None:
     size = deployment.expert_parallel_size
     if size == 1:
-        if deployment.redundant_experts or deployment.placement:
-            raise InputError("redundant_experts: they need expert parallelism; give ep above 1")
+        if deployment.redundant_experts or deployment.placement or deployment.eplb:
+            raise InputError("redundant_experts, placement and eplb need expert parallelism; give ep above 1")
         _check_expert_width(deployment, model)
         return
     if model.moe is None:
@@ -168,6 +182,8 @@ def _check_redundant(deployment: Deployment, experts: int) -> None:
             f"redundant_experts: {extra} beside {experts} experts do not fill {ranks} ranks evenly; "
             f"the smallest that does is {-experts % ranks or ranks}, the most {experts * (ranks - 1)}"
         )
+    if deployment.eplb is not None and min(deployment.eplb.window_size, deployment.eplb.step_interval) < 1:
+        raise InputError("eplb: window_size and step_interval must be at least 1")
     for row in deployment.placement:
         if len(row) != experts + extra:
             raise InputError(f"placement: {len(row)} slots a layer, must be {experts} experts + {extra} redundant ones")

@@ -43,7 +43,7 @@ GEMM_HOST_PARAMETERS = (
 )
 """Host time of block-fp8 products launched outside a graph; no part of a graph-mode simulation."""
 
-EXPERTS_FAMILIES = ("bf16", "fp8", "block", "cutlass", "cutlass_block", "int4", "mxfp4", "mxfp4_marlin")
+EXPERTS_FAMILIES = ("bf16", "fp8", "block", "cutlass", "cutlass_block", "int4", "mxfp4", "mxfp4_marlin", "nvfp4")
 """Fused mixture-of-experts kernels, see `moesim.costs.grouped_gemm.KERNELS`."""
 
 EXPERTS_FIELDS = (
@@ -116,6 +116,14 @@ KERNEL_PARAMETERS = (
 )
 """What every kernel shares, and norms, activations, sampling."""
 
+ENGINE_PARAMETERS = (
+    "gemm_slowdown",
+    "experts_slowdown",
+    "attention_slowdown",
+    "collective_slowdown",
+)
+"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from."""
+
 NETWORK_PARAMETERS = (
     "ring_ll_s",
     "ring_ll_hop_s",
@@ -184,6 +192,7 @@ PARAMETER_NAMES = (
     *EXPERTS_PARAMETERS,
     *ATTENTION_PARAMETERS,
     *KERNEL_PARAMETERS,
+    *ENGINE_PARAMETERS,
     *NETWORK_PARAMETERS,
     *HOST_PARAMETERS,
     "model_error",

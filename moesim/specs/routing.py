@@ -32,13 +32,15 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     `strength` is the Zipf exponent, the exponent of the power law that loads are drawn from, the share of traffic of
     the hot fifth, or the Dirichlet concentration.
     `identical`: every token chooses the same experts (a batch of copies of one prompt). `counts`
-    [layers][experts]: recorded tokens per expert.
+    [layers][experts]: recorded tokens per expert. `drift_steps`: engine steps in which popularity turns into another
+    draw of the same skew, and then back (0: it stays).
     """
 
     kind: Kind = "uniform"
     strength: float = 0.0
     counts: tuple[tuple[float, ...], ...] = ()
     source: str = "distribution"
+    drift_steps: int = 0
 
 
 UNIFORM = Routing()

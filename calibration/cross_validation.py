@@ -1,0 +1,87 @@
+"""Fits with parts of the data left out in turn, written as a folder of folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from calibration.errors_left_out import assign_folds, free_of, row_folds, unit_of
+from calibration.folds import FoldKind, write_folds
+from calibration.kernel_fit import kernel_folds
+from calibration.pipeline import Calibration, find_file, output_set
+from calibration.run_fit import Progress, apply_estimates, fit_runs, solve
+from moesim.specs.parameters import ParameterSet
+
+_REFINED = 0.1
+"""A fold whose constants move further than this (log) from the full fit is simulated once more."""
+
+SetFoldsFound = tuple[Mapping[str, int], Mapping[int, ParameterSet]]
+
+
+def cross_validate(
+    fits: Sequence[Calibration],
+    made: Mapping[str, ParameterSet],
+    kind: FoldKind,
+    data: Sequence[Path],
+    folder: Path,
+    jobs: int,
+    progress: Progress,
+) -> None:
+    """Refit every recipe without each fold, and write the constants and which rows each fold held.
+
+    `configuration` and `series` deal the units out to five folds; `model` leaves one model out at a time; `gpu`
+    takes the constants that the other accelerators' data give.
+    """
+    sets: dict[str, SetFoldsFound] = {}
+    kernels: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for done in fits:
+        if done.run_fit is not None:
+            sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, jobs, progress))
+        if kind != "gpu":
+            for name in done.recipe.kernels:
+                kernels.update(kernel_folds(find_file(name, data), progress))
+    write_folds(folder, kind, sets, kernels)
+
+
+def _transferred(done: Calibration, made: Mapping[str, ParameterSet]) -> dict[str, SetFoldsFound]:
+    """Sets without any row of their accelerators: the constants of the set they are transferred from."""
+    recipe = done.recipe
+    source = made.get(recipe.transfer_from)
+    if source is None or done.run_fit is None:
+        return {}
+    general = msgspec.structs.replace(source, sites={})
+    units = {unit_of(run, "gpu"): 0 for run in done.observations.runs}
+    return {
+        name: (units, {0: msgspec.structs.replace(output_set(done, general, name, None), sites={})})
+        for name in recipe.outputs
+    }
+
+
+def _refitted(done: Calibration, kind: FoldKind, jobs: int, progress: Progress) -> dict[str, SetFoldsFound]:
+    run_fit = done.run_fit
+    assert run_fit is not None
+    linear, free = run_fit.linear, free_of(run_fit)
+    folds = row_folds(linear.observations, kind)
+    by_fold: dict[int, ParameterSet] = {}
+    for number, fold in enumerate(sorted(set(folds.tolist()))):
+        progress(number, len(set(folds.tolist())), f"{done.recipe.name} without {kind} {fold}")
+        kept = folds != fold
+        found = solve(linear, free, kept)
+        parameters = apply_estimates(done.joint, linear.columns, found)
+        moved = np.abs(np.log([item.value for item in found.estimates]) - linear.at).max()
+        if moved > _REFINED:
+            kept_rows = linear.observations.where(kept)
+            again = fit_runs(
+                done.start, kept_rows, linear.columns, done.recipe.prior_log_sd,
+                start=parameters, jobs=jobs, max_rounds=1,
+            )  # fmt: skip
+            parameters = again.parameters
+        by_fold[fold] = parameters
+    units = assign_folds(linear.observations.runs, kind)
+    return {
+        name: (units, {fold: output_set(done, parameters, name, run_fit) for fold, parameters in by_fold.items()})
+        for name in done.recipe.outputs
+    }

@@ -1,0 +1,161 @@
+"""From a recipe to parameter sets: kernels first, then steps and servers, then the errors on rows left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from calibration.errors_left_out import evidence_of
+from calibration.kernel_fit import KernelFit, fit_kernels
+from calibration.readers import read_runs
+from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe
+from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe
+from calibration.rejection import rejected_values
+from calibration.runs import MeasuredRun
+from moesim.errors import InputError
+from moesim.specs.catalog import get_hardware
+from moesim.specs.parameters import Correlation, Evidence, Parameter, ParameterSet
+
+_LEAST_SITE_SD = 0.25
+_REPORTED_CORRELATION = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Everything one recipe gave: the sets to write, and what led to them.
+
+    `start`: constants before the runs (priors and kernels); `joint`: after them; `rejected`: reason -> values left out.
+    """
+
+    recipe: Recipe
+    sets: dict[str, ParameterSet]
+    start: ParameterSet
+    joint: ParameterSet
+    observations: Observations
+    rejected: dict[str, int]
+    run_fit: RunFit | None
+    kernel_fit: KernelFit | None
+
+
+def find_file(name: str, data: Sequence[Path]) -> Path:
+    """A file named relative to one of the data folders. Raises InputError naming the folders."""
+    for folder in data:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{name}: not found under {', '.join(str(folder) for folder in data)}")
+
+
+def calibrate(
+    recipe: Recipe,
+    base: ParameterSet,
+    data: Sequence[Path],
+    *,
+    jobs: int = -1,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Fit what the recipe says.
+
+    Raises:
+        InputError: a file is missing or bad, or holds no row of the recipe's accelerators.
+    """
+    kernel_files = [find_file(name, data) for name in recipe.kernels]
+    run_files = [find_file(name, data) for name in recipe.runs]
+    kernel_fit = fit_kernels(base, kernel_files, progress) if kernel_files else None
+    start = kernel_fit.parameters if kernel_fit else base
+    runs = _runs(recipe, run_files)
+    observations = observe(runs)
+    run_fit = None
+    joint = start
+    if observations.index:
+        columns = recipe.columns
+        run_fit = fit_runs(start, observations, columns, recipe.prior_log_sd, jobs=jobs, progress=progress)
+        joint = run_fit.parameters
+    elif not kernel_files:
+        raise InputError(f"calibrate: {recipe.name}: no usable row of {', '.join(recipe.accelerators)} in the runs")
+    inputs = {name: _sha256(path) for name, path in zip((*recipe.kernels, *recipe.runs), (*kernel_files, *run_files), strict=True)}
+    evidence = evidence_of(run_fit, inputs) if run_fit else Evidence(inputs=inputs)
+    if kernel_fit:
+        evidence = msgspec.structs.replace(evidence, kernel_errors=kernel_fit.errors)
+    done = Calibration(recipe, {}, start, joint, observations, rejected_values(runs), run_fit, kernel_fit)
+    sets = {
+        name: msgspec.structs.replace(output_set(done, joint, name, run_fit), evidence=evidence)
+        for name in recipe.outputs
+    }
+    return dataclasses.replace(done, sets=sets)
+
+
+def _runs(recipe: Recipe, files: Sequence[Path]) -> list[MeasuredRun]:
+    runs: list[MeasuredRun] = []
+    for path in files:
+        runs += read_runs(path)[0]
+    wanted = set(recipe.accelerators)
+    return [
+        run for run in runs if run.engine == recipe.engine and get_hardware(run.request.hardware).name in wanted
+    ]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFit | None) -> ParameterSet:
+    """One of the recipe's sets from jointly fitted constants; its evidence is that of the full fit."""
+    recipe, output = done.recipe, done.recipe.outputs[name]
+    general = dict(joint.parameters)
+    general.update(_machine_constants(joint, output))
+    vendor = get_hardware(output.accelerators[0]).vendor
+    sites = {site: constants for site, constants in joint.sites.items() if site in output.sites}
+    return ParameterSet(
+        name=name,
+        vendor=vendor,
+        engine=recipe.engine,
+        engine_version=recipe.engine_version,
+        calibrated=True,
+        accelerators=output.accelerators,
+        notes=recipe.notes,
+        parameters={key: _sourced(value, recipe) for key, value in general.items()},
+        sites=sites,
+        correlation=_correlation(run_fit) if run_fit else Correlation(),
+        evidence=done.sets[name].evidence if name in done.sets else Evidence(),
+    )
+
+
+def _sourced(value: Parameter, recipe: Recipe) -> Parameter:
+    if value.status not in {"fitted", "at_bound"}:
+        return value
+    source = f"fitted: {', '.join((*recipe.kernels, *recipe.runs))}"
+    return msgspec.structs.replace(value, source=source if len(source) < 300 else f"fitted: recipe {recipe.name}")
+
+
+def _machine_constants(joint: ParameterSet, output: Output) -> Mapping[str, Parameter]:
+    """Constants of a host nobody measured: those of `host_of`, or the geometric mean over sites and their spread."""
+    sites = [joint.sites[site] for site in ([output.host_of] if output.host_of else output.sites) if site in joint.sites]
+    found: dict[str, Parameter] = {}
+    for name in MACHINE_CONSTANTS:
+        known = [constants[name] for constants in sites if name in constants and constants[name].status == "fitted"]
+        if not known:
+            continue
+        logs = np.log([item.value for item in known])
+        spread = max(float(np.std(logs)), _LEAST_SITE_SD, min(item.log_sd for item in known))
+        found[name] = msgspec.structs.replace(known[0], value=float(np.exp(logs.mean())), log_sd=spread)
+    return found
+
+
+def _correlation(run_fit: RunFit) -> Correlation:
+    """Correlations between the constants (those of sites too) that any other one moves with."""
+    columns, matrix = run_fit.linear.columns, run_fit.result.correlation
+    general = list(range(len(columns)))
+    off = np.abs(matrix[np.ix_(general, general)] - np.eye(len(general)))
+    kept = [index for index, row in zip(general, off, strict=True) if row.max(initial=0.0) > _REPORTED_CORRELATION]
+    rows = tuple(tuple(round(float(value), 4) for value in matrix[index, kept]) for index in kept)
+    return Correlation(names=tuple(columns[index].key for index in kept), rows=rows)
