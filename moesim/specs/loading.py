@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import yaml
+from yaml.composer import ComposerError
 
 from moesim.errors import InputError, nearest
 
@@ -18,6 +19,15 @@ _MAX_CONFIG_BYTES = 4_000_000
 _SCIENTIFIC = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$(?P<path>[^`]*)`)?")
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases: they can multiply a few lines into more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 def config_root() -> Path:
@@ -41,14 +51,19 @@ def read_document(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}:{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON: {error}") from None
-    _refuse_non_finite(document, path, "")
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise InputError(f"{path}:{line} is not valid YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise InputError(f"{path}: is not valid {kind}: {error}") from None
+    try:
+        _refuse_non_finite(document, path, "")
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply") from None
     return document
 
 
