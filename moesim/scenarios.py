@@ -9,9 +9,10 @@ import msgspec
 
 from moesim.errors import InputError, nearest
 from moesim.placement.memory import QUANTIZATIONS
-from moesim.routing.counts_file import find_routing
+from moesim.placement.words import PlacementWords, place_experts
+from moesim.routing.counts_file import drifting, find_routing
 from moesim.specs.catalog import get_hardware, get_model
-from moesim.specs.deployment import AllToAll, Deployment, Frontend, engine_defaults
+from moesim.specs.deployment import AllToAll, Deployment, Eplb, Frontend, engine_defaults
 from moesim.specs.hardware import Accelerator, make_cluster
 from moesim.specs.loading import load
 from moesim.specs.model import Model
@@ -66,6 +67,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     gpu_memory_utilization: float = 0.9
     all2all_backend: AllToAll = "allgather_reducescatter"
     expert_map: Literal["linear", "round_robin"] = "linear"
+    redundant_experts: int | None = None
+    placement: str | None = None
+    enable_eplb: bool = False
+    eplb_window: int = 1000
+    eplb_interval: int = 3000
+    eplb_sync: bool = False
+    drift_steps: int = 0
     generation_len: int | None = None
     steps: int | None = None
     block_len: int | None = None
@@ -87,14 +95,27 @@ def make_scenario(request: Request) -> Scenario:
     scenario = Scenario(
         model=model,
         cluster=cluster,
-        deployment=_deployment(request, accelerator, frontend, tp, dp, model),
+        deployment=place_experts(
+            _deployment(request, accelerator, frontend, tp, dp, model), model, _placement_words(request)
+        ),
         workload=make_workload(request, model),
         parameters=find_parameters(request, accelerator),
-        routing=find_routing(request.routing),
+        routing=drifting(find_routing(request.routing), request.drift_steps),
         diffusion=_diffusion(request, model),
         seed=request.seed,
     )
     return check_scenario(scenario)
+
+
+def _placement_words(request: Request) -> PlacementWords:
+    return PlacementWords(
+        redundant_experts=request.redundant_experts,
+        placement=request.placement,
+        enable_eplb=request.enable_eplb,
+        eplb=Eplb(
+            window_size=request.eplb_window, step_interval=request.eplb_interval, use_async=not request.eplb_sync
+        ),
+    )
 
 
 def make_planning_scenario(request: Request) -> Scenario:

@@ -19,6 +19,8 @@ def estimate(
     ep: o.Ep = None,
     pp: o.Pp = 1,
     expert_map: o.ExpertMap = "linear",
+    redundant_experts: o.RedundantExperts = None,
+    placement: o.PlacementFile = None,
     all2all_backend: o.AllToAllName = "allgather_reducescatter",
     batch: Annotated[int, typer.Option(help="Sequences decoding at once on each data-parallel rank.")] = 16,
     input_len: o.InputLen = 512,

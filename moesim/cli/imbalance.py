@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ROUTING, _COST = "Recorded routing", "What it costs (with --model and --hardware)"
 
 
-def imbalance(  # noqa: PLR0913
+def imbalance(
     counts: Annotated[
         str, typer.Option(help="CSV, JSON, NPY, NPZ, Parquet or torch .pt file.", rich_help_panel=_ROUTING)
     ] = "",
@@ -67,7 +67,13 @@ def imbalance(  # noqa: PLR0913
     cost = _cost(profile, words, map, batch)
     _write(profile, loads, cost, plot, save_profile)
     if csv:
-        write_csv(csv, [{**row, "hot_experts": len(row["hot_experts"]), "cold_experts": len(row["cold_experts"])} for row in report.layers])
+        write_csv(
+            csv,
+            [
+                {**row, "hot_experts": len(row["hot_experts"]), "cold_experts": len(row["cold_experts"])}
+                for row in report.layers
+            ],
+        )
     elif as_json:
         print_json({**report.to_dict(), "cost": cost})
     else:
@@ -195,13 +201,22 @@ def _show(document: dict[str, Any], cost: dict[str, Any] | None) -> None:
     note = "Expected: Gini of uniform routing with as many tokens. Significant at 1 %. Hot > 2x, cold < 0.2x the mean."
     print_table("Imbalance by layer", rows, note)
     if document["ranks"]:
-        ranks = [{name: row[name] for name in ("layer", "max_over_mean", "per_step_max_over_mean", "gini", "cv")} for row in document["ranks"]]
+        ranks = [
+            {name: row[name] for name in ("layer", "max_over_mean", "per_step_max_over_mean", "gini", "cv")}
+            for row in document["ranks"]
+        ]
         print_table("Imbalance over ranks", ranks)
-        print_table("Balancedness", [{"definition": name, "value": value} for name, value in document["balancedness"].items()])
+        print_table(
+            "Balancedness", [{"definition": name, "value": value} for name, value in document["balancedness"].items()]
+        )
     if len(document["over_time"]) > 1:
-        print_table("Over time", document["over_time"], "drift: total-variation distance of the shares to the step before.")
+        print_table(
+            "Over time", document["over_time"], "drift: total-variation distance of the shares to the step before."
+        )
     if cost:
-        print_table(f"Cost at batch {cost['batch']} a rank", [{name: value for name, value in cost.items() if name != "curve"}])
+        print_table(
+            f"Cost at batch {cost['batch']} a rank", [{name: value for name, value in cost.items() if name != "curve"}]
+        )
         print_table("Imbalance to latency (Zipf routing)", cost["curve"])
     cut = ", ".join(f"{count} {reason}" for reason, count in document["profile"]["cut"].items())
     for note in (*([f"cut: {cut}"] if cut else []), *document["notes"]):

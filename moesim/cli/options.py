@@ -41,6 +41,18 @@ Dp = Annotated[int | None, _flag("--dp", "Data-parallel size (independent replic
 Ep = Annotated[int | None, _flag("--ep", "Expert-parallel size (vLLM: tp x dp).", _SIZES)]
 Pp = Annotated[int, _flag("--pp", "Pipeline-parallel size.", _SIZES)]
 ExpertMap = Annotated[str, _flag("--expert-map", "linear or round_robin.", _SIZES)]
+RedundantExperts = Annotated[
+    int | None,
+    _flag("--redundant-experts", "Replicas beside the model's experts, over all ranks (EPLB's plan).", _SIZES),
+]
+PlacementFile = Annotated[str | None, _flag("--placement", "Expert map: JSON of moesim place or SGLang.", _SIZES)]
+EnableEplb = Annotated[bool, _flag("--enable-eplb", "Place experts anew while running, as EPLB does.", _SIZES)]
+EplbWindow = Annotated[int, _flag("--eplb-window", "Steps of load that a new placement looks at.", _SIZES)]
+EplbInterval = Annotated[int, _flag("--eplb-interval", "Steps between placements.", _SIZES)]
+EplbSync = Annotated[bool, _flag("--eplb-sync", "All ranks wait while weights move.", _SIZES)]
+DriftSteps = Annotated[
+    int, _flag("--drift-steps", "Engine steps in which the hot experts change (0: never).", _WHAT)
+]
 AllToAllName = Annotated[
     str,
     _flag("--all2all-backend", "allgather_reducescatter, deepep_high_throughput or deepep_low_latency.", _SIZES),

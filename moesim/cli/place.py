@@ -24,12 +24,12 @@ def place(
     ] = "",
     gpus: Annotated[int, typer.Option(help="Expert-parallel ranks.", rich_help_panel=_PLAN)] = 8,
     nodes: Annotated[int, typer.Option(help="Nodes they are spread over.", rich_help_panel=_PLAN)] = 1,
-    groups: Annotated[
-        int, typer.Option(help="Expert groups of the model (0: one a node).", rich_help_panel=_PLAN)
-    ] = 0,
+    groups: Annotated[int, typer.Option(help="Expert groups of the model (0: one a node).", rich_help_panel=_PLAN)] = 0,
     replicas: Annotated[
         int | None,
-        typer.Option(help="Physical experts of a layer, over all ranks (default: no redundant ones).", rich_help_panel=_PLAN),
+        typer.Option(
+            help="Physical experts of a layer, over all ranks (default: no redundant ones).", rich_help_panel=_PLAN
+        ),
     ] = None,
     algorithm: Annotated[
         str,
@@ -167,7 +167,9 @@ def _show(report: PlacementReport) -> None:
 
     request, document = report.plan.request, report.to_dict()
     title = f"{request.algorithm}: {request.num_slots} replicas on {request.num_ranks} ranks"
-    print_table(title, report.rows(), "max over mean: fullest rank. gap: certified, fullest rank over its lower bound - 1.")
+    print_table(
+        title, report.rows(), "max over mean: fullest rank. gap: certified, fullest rank over its lower bound - 1."
+    )
     rows = [{"quantity": name.replace("_", " "), "value": value} for name, value in report.summary().items()]
     for name in ("copies_per_token", "copies_per_token_between_nodes"):
         before, after = document["traffic"]["before"][name], document["traffic"]["after"][name]

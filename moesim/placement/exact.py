@@ -90,7 +90,7 @@ def _bisect(
     low, high = 0, int(np.searchsorted(levels, top * (1 - _EXACT)))
     middle = high - 1
     while low < high and time.perf_counter() < ends:
-        found = _feasible(loads, len(start), num_ranks, patterns, float(levels[middle]), ends - time.perf_counter())
+        found = _feasible(loads, num_ranks, patterns, float(levels[middle]), ends - time.perf_counter())
         if found is None:
             break
         if len(found):
@@ -105,9 +105,7 @@ def _bisect(
     return Certified(best, bound)
 
 
-def _feasible(
-    loads: FloatArray, num_slots: int, num_ranks: int, patterns: _Patterns, target: float, limit_s: float
-) -> IntArray | None:
+def _feasible(loads: FloatArray, num_ranks: int, patterns: _Patterns, target: float, limit_s: float) -> IntArray | None:
     """A plan with no rank above `target`, an empty array when there is none, None when time ran out.
 
     Variables: how often each pattern is used, and which replica count each expert has. Every (expert, count) item
@@ -126,10 +124,11 @@ def _feasible(
     nothing = csr_array((len(loads), len(allowed)))
     ranks = csr_array(np.concatenate([np.ones(len(allowed)), np.zeros(len(items))])[None, :])
     size = len(allowed) + len(items)
+    most = np.concatenate([np.full(len(allowed), num_ranks), np.ones(len(items))])
     answer = milp(
         np.zeros(size),
         integrality=np.ones(size),
-        bounds=Bounds(0, np.concatenate([np.full(len(allowed), num_ranks), np.ones(len(items))])),
+        bounds=Bounds(0, most),  # pyright: ignore[reportArgumentType]
         constraints=[
             LinearConstraint(hstack([holds, chosen]), 0, 0),  # pyright: ignore[reportArgumentType]
             LinearConstraint(hstack([nothing, one]), 1, 1),  # pyright: ignore[reportArgumentType]
@@ -156,10 +155,11 @@ def _assign(loads: FloatArray, start: IntArray, num_ranks: int, bound: float, li
     matrix, low, high = _assignment_rows(loads, items, num_ranks, len(start) // num_ranks)
     cost = np.zeros(size)
     cost[-1] = 1.0
+    least, most_values = np.append(np.zeros(size - 1), bound), np.append(np.ones(size - 1), top)
     answer = milp(
         cost,
         integrality=np.concatenate([np.ones(size - 1), [0]]),
-        bounds=Bounds(np.append(np.zeros(size - 1), bound), np.append(np.ones(size - 1), top)),
+        bounds=Bounds(least, most_values),  # pyright: ignore[reportArgumentType]
         constraints=LinearConstraint(matrix, low, high),  # pyright: ignore[reportArgumentType]
         options={"time_limit": max(limit_s, 0.05), "mip_rel_gap": 1e-9},
     )

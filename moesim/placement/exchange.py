@@ -21,10 +21,13 @@ _VLLM_INTERVAL = 3000
 """vLLM's defaults of `window_size` and `step_interval` (EPLBConfig)."""
 
 
-def read_map(path: Path, num_experts: int, num_ranks: int, num_layers: int) -> IntArray:
+def read_map(path: Path, num_experts: int, num_ranks: int, num_layers: int | None) -> IntArray:
     """A map [layers, slots] from JSON with `physical_to_logical_map` (ours, SGLang's), or a bare list of lists.
 
-    One row serves all layers. Raises InputError: unreadable, of other sizes, or a map that no engine could load.
+    One row serves all layers; `num_layers` None takes as many as there are.
+
+    Raises:
+        InputError: unreadable, of other sizes, or a map that no engine could load.
     """
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -47,9 +50,9 @@ def read_map(path: Path, num_experts: int, num_ranks: int, num_layers: int) -> I
         physical = physical[None, :]
     if physical.ndim != 2 or physical.dtype.kind not in "iu" or not physical.size:
         raise InputError(f"map: {path} must hold whole numbers [layers][slots], it has shape {physical.shape}")
-    if len(physical) == 1:
+    if len(physical) == 1 and num_layers is not None:
         physical = np.repeat(physical, num_layers, axis=0)
-    if len(physical) != num_layers:
+    if num_layers is not None and len(physical) != num_layers:
         raise InputError(f"map: {path} has {len(physical)} layers, the counts have {num_layers}")
     return check_map(physical.astype(np.int64), num_experts, num_ranks, f"map: {path}")
 

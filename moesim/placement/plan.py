@@ -42,8 +42,9 @@ _EXACT = 1e-9
 class PlacementRequest:
     """What to plan for: `num_slots` physical experts over `num_ranks` ranks in `num_nodes` nodes.
 
-    `num_groups`: expert groups for the hierarchical policy (0: one a node). `limit_s`: seconds for local
-    search and exact solver over all layers (on a slow machine the last layers are searched less). `slack`: how far above the balanced plan's fullest rank affinity may go.
+    `num_groups`: expert groups for the hierarchical policy (0: one a node). `limit_s`: seconds for local search and
+    exact solver over all layers (on a slow machine the last layers are searched less). `slack`: how far above the
+    balanced plan's fullest rank affinity may go.
     """
 
     num_slots: int

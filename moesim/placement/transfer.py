@@ -23,9 +23,7 @@ def expert_bytes(model: Model, deployment: Deployment) -> float:
     return 3 * model.hidden_size * width * dtype.bytes_per_element
 
 
-def transfer_seconds(
-    migration: Migration, replica_bytes: float, cluster: Cluster, parameters: ParameterSet
-) -> float:
+def transfer_seconds(migration: Migration, replica_bytes: float, cluster: Cluster, parameters: ParameterSet) -> float:
     """Time until every rank has its new replicas, all moving at once.
 
     Each rank sends and receives over its fabric port and its network adapter at the rates that exchanges achieve;

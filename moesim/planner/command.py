@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from moesim.specs.deployment import Deployment
+import json
+
+from moesim.specs.deployment import Deployment, Eplb
 from moesim.specs.model import Model
 
 
@@ -24,6 +26,7 @@ def server_command(model: Model, deployment: Deployment, sequence_tokens: int) -
             flags.append(f"--data-parallel-size {deployment.data_parallel_size}")
             flags.append(f"--all2all-backend {deployment.all2all_backend}")
         flags.append("--enable-expert-parallel")
+        flags += _balancing_flags(deployment)
     limit = deployment.max_model_len or sequence_tokens
     flags.append(f"--max-model-len {limit}")
     flags.append(f"--max-num-batched-tokens {deployment.max_num_batched_tokens}")
@@ -35,6 +38,20 @@ def server_command(model: Model, deployment: Deployment, sequence_tokens: int) -
         flags.append(f"--quantization {deployment.quantization}")
     serve = f"vllm serve {model.huggingface_id} {' '.join(flags)}"
     return _replicated(serve, deployment) if deployment.num_engines > 1 else serve
+
+
+def _balancing_flags(deployment: Deployment) -> list[str]:
+    """vLLM places experts from loads it counts itself: redundant experts and the rhythm can be asked for, no map."""
+    if deployment.eplb is None and not deployment.redundant_experts:
+        return [] if deployment.expert_map == "linear" else [f"--expert-placement-strategy {deployment.expert_map}"]
+    rhythm = deployment.eplb or Eplb()
+    config = {
+        "window_size": rhythm.window_size,
+        "step_interval": rhythm.step_interval,
+        "num_redundant_experts": deployment.redundant_experts,
+        "use_async": rhythm.use_async,
+    }
+    return ["--enable-eplb", f"--eplb-config '{json.dumps(config)}'"]
 
 
 def _replicated(serve: str, deployment: Deployment) -> str:

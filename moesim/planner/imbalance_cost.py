@@ -65,7 +65,9 @@ def imbalance_cost(scenario: Scenario, batch: int) -> tuple[ImbalanceCost, list[
     if scenario.model.moe is None:
         raise InputError(f"model: {scenario.model.name} has no routed experts")
     if not 1 <= batch <= scenario.deployment.max_num_seqs:
-        raise InputError(f"batch: {batch} is out of range, must be 1 to max_num_seqs = {scenario.deployment.max_num_seqs}")
+        raise InputError(
+            f"batch: {batch} is out of range, must be 1 to max_num_seqs = {scenario.deployment.max_num_seqs}"
+        )
     uniform = _estimate(scenario, Routing(), batch)[0].seconds
     own = _cost(scenario, scenario.routing, batch, _label(scenario.routing), uniform)
     curve = [

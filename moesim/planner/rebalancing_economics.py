@@ -52,7 +52,8 @@ class Economics:
     def verdict(self) -> str:
         """Whether to move, and why not."""
         if self.gain_s <= _WORTH_IT * self.before_s:
-            return f"stay: already balanced (the plan saves {self.gain_s / max(self.before_s, 1e-300):.1%} of the experts' time)"
+            share = self.gain_s / max(self.before_s, 1e-300)
+            return f"stay: already balanced (the plan saves {share:.1%} of the experts' time)"
         steps = self.steps_to_pay or 0.0
         if self.interval_steps is not None and steps >= self.interval_steps:
             return f"stay: the load drifts within {self.interval_steps} steps, moving pays after {steps:.0f}"

@@ -85,7 +85,9 @@ def _scenario(request: PlacementRequest, query: TimedQuery, num_experts: int) ->
     scenario = make_scenario(words)
     moe = scenario.model.moe
     if moe is None or moe.num_experts != num_experts:
-        raise InputError(f"model: {query.model} has {moe.num_experts if moe else 0} experts, the counts have {num_experts}")
+        raise InputError(
+            f"model: {query.model} has {moe.num_experts if moe else 0} experts, the counts have {num_experts}"
+        )
     return scenario
 
 
@@ -101,7 +103,7 @@ def _best_slack(
     query: TimedQuery,
     progress: Progress | None,
 ) -> float:
-    """The slack of the affinity plan that takes the fewest seconds: slowest rank's experts plus dispatch and combine."""
+    """The slack of the affinity plan that takes the fewest seconds: slowest rank plus dispatch and combine."""
     if profile.choices is None:
         raise InputError(
             f"objective: seconds weighs what tokens travel, and {profile.source} holds no choices of single tokens "

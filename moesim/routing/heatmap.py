@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +38,18 @@ def plot_profile(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    parts = [(_experts, profile)]
-    parts += [(_ranks, rank_loads)] if rank_loads is not None else []
-    parts += [(_pairs, profile)] if profile.choices is not None else []
-    parts += [(_curve, curve)] if curve else []
+    parts: list[Callable[[Axes], None]] = [partial(_experts, profile=profile)]
+    if rank_loads is not None:
+        parts.append(partial(_ranks, rank_loads=rank_loads))
+    if profile.choices is not None:
+        parts.append(partial(_pairs, profile=profile))
+    if curve:
+        parts.append(partial(_curve, curve=curve))
     figure = Figure(figsize=(11, 3.6 * len(parts)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(len(parts), 1))
-    for axis, (draw, data) in zip(axes, parts, strict=True):
-        draw(axis, data)
+    for axis, draw in zip(axes, parts, strict=True):
+        draw(axis)
     figure.suptitle(f"{Path(profile.source).name}: {profile.counts.sum():,.0f} choices", fontsize=11)
     try:
         figure.savefig(path, dpi=130)

@@ -129,5 +129,5 @@ def _check_length(profile: RoutingProfile, path: Path) -> None:
     if fewest < profile.num_experts:
         raise InputError(
             f"routing: {path} is too short to say anything: {fewest:.0f} choices in a layer of {profile.num_experts} "
-            f"experts (uniform routing would look as uneven); record at least {10 * profile.num_experts} choices a layer"
+            f"experts (uniform routing would look as uneven); record at least {10 * profile.num_experts} of them"
         )

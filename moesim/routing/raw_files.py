@@ -137,7 +137,7 @@ def _read_parquet(path: Path) -> dict[str, Array]:
 
     try:
         frame = pd.read_parquet(path)
-    except Exception as error:  # noqa: BLE001 - pyarrow raises many kinds
+    except Exception as error:
         raise InputError(f"routing: {path} is not readable Parquet: {error}") from None
     value = next((name for name in ("tokens", "count", "counts") if name in frame.columns), None)
     try:
