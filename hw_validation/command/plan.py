@@ -14,6 +14,7 @@ def plan(
     experiment: Annotated[str, typer.Argument(help="An experiment YAML, or the name of a shipped one.")],
     models_dir: Annotated[Path, typer.Option(help="Folder of the snapshots.")] = MODELS_DIR,
     out: Annotated[Path | None, typer.Option(help="Log of an earlier run: what it holds is not planned again.")] = None,
+    hardware: Annotated[str, typer.Option(help="Plan only the runs for this accelerator.")] = "",
     start_s: Annotated[float, typer.Option(help="Seconds a server takes to start, weights not counted.")] = 105.0,
     load_bytes_per_s: Annotated[float, typer.Option(help="Rate at which weights are read.")] = 2e9,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands only, predict no cost.")] = False,
@@ -27,11 +28,13 @@ def plan(
     from hw_validation.experiment.planning import make_plan
     from moesim.cli.output import print_json, progress
     from moesim.experiments import load_experiment
+    from moesim.specs.catalog import get_hardware
 
     loaded = load_experiment(experiment)
     rates = None if dry_run else CostRates(start_s=start_s, load_bytes_per_s=load_bytes_per_s)
     with progress("predicting") as update:
-        planned = make_plan(loaded, models_dir, out, rates, update)
+        name = get_hardware(hardware).name if hardware else ""
+        planned = make_plan(loaded, models_dir, out, rates, update, name)
     if as_json:
         print_json(planned.to_dict())
     else:

@@ -43,7 +43,7 @@ def run(
     if dry_run:
         from hw_validation.command.plan import plan
 
-        plan(experiment, models_dir=models_dir, out=out, dry_run=True)
+        plan(experiment, models_dir=models_dir, out=out, hardware=hardware, dry_run=True)
         return
     runs = _chosen(loaded, hardware, only)
     stop_s = time.monotonic() + 60 * budget_minutes if budget_minutes is not None else float("inf")

@@ -92,15 +92,18 @@ def make_plan(
     log: Path | None = None,
     rates: CostRates | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
+    hardware: str = "",
 ) -> Plan:
-    """Plan an experiment; runs that `log` holds are done. Without `rates` no cost is predicted.
+    """Plan an experiment, or its runs for one accelerator; runs that `log` holds are done.
+
+    Without `rates` no cost is predicted.
 
     Raises:
         InputError: a wrong experiment file or log.
     """
     listed = list(list_runs(experiment))
     skipped = tuple(item for item in listed if isinstance(item, SkippedRun))
-    runs = [item for item in listed if isinstance(item, PlannedRun)]
+    runs = [item for item in listed if isinstance(item, PlannedRun) and hardware in ("", item.server.hardware)]
     done = {record.key for record in read_records(log)} if log is not None and log.exists() else set[str]()
     pending = [run for run in runs if run.key not in done]
     count = iter(range(len(pending)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from hw_validation.experiment.measurement import Measurement, read_measurement
+from hw_validation.experiment.measurement import Measurement, read_measurement, routing_strategy
 from moesim.errors import InputError
 from moesim.experiments import Experiment
 from moesim.scenarios import Request, make_scenario
@@ -86,6 +86,7 @@ def list_runs(experiment: Experiment) -> Iterator[PlannedRun | SkippedRun]:
         name = _name(request)
         try:
             scenario = make_scenario(request)
+            strategy = routing_strategy(measurement, request.routing)
         except InputError as error:
             yield SkippedRun(name=name, reason=str(error))
             continue
@@ -93,7 +94,7 @@ def list_runs(experiment: Experiment) -> Iterator[PlannedRun | SkippedRun]:
         if reason:
             yield SkippedRun(name=name, reason=reason)
             continue
-        server = make_server(scenario, measurement)
+        server = make_server(scenario, msgspec.structs.replace(measurement, routing_strategy=strategy))
         for repeat in range(measurement.repeats):
             yield PlannedRun(key=_key(server, request, repeat), server=server, request=request, repeat=repeat)
 

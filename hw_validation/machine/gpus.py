@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
@@ -45,13 +46,13 @@ def is_planned(name: str, hardware: str) -> bool:
 
 
 def number(value: object) -> float | None:
-    """A tool's figure as a number: plain, as text with a unit ("132Mhz", "43 %"), or {"value": ..., "unit": ...}."""
+    """A tool's figure as a finite number: plain, as text with a unit ("132Mhz"), or {"value": ..., "unit": ...}."""
     if isinstance(value, dict):
         return number(value.get("value"))
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
-        return float(value)
+        return float(value) if math.isfinite(value) else None
     text = str(value).strip().strip("()")
     digits = ""
     for letter in text:
