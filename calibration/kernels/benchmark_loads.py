@@ -3,7 +3,7 @@
 The generator of the AIConfigurator project, described in its public collector: expert loads from x^-alpha on
 [1, 0.8 tokens] (on [0.01, 2] below one slot per expert), scaled to tokens x top-k, at most `tokens` an expert, and
 what is missing or too much dealt out over the ranks in turn. The heaviest rank is rank 0, which is measured. Its
-versions before 2026 dealt the missing slots to the experts in order, so that small batches fell on one rank. Five
+versions before 2026 dealt the missing slots to idle experts by number, so that small batches fell on one rank. Five
 draws a row, as there; their seeds are not recorded, so a row of few tokens scatters by a few percent.
 """
 
@@ -110,10 +110,10 @@ def _settle(counts: IntArray, cap: int, target: int) -> IntArray:
 
 
 def _deal_in_order(loads: IntArray, cap: int, target: int) -> IntArray:
-    """Missing slots go one each to the experts in descending order of load, ties by number."""
+    """Missing slots go one each to the experts in ascending order of load, ties by number."""
     counts = loads.copy()
     missing = target - int(counts.sum())
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(counts, kind="stable")
     if missing > 0:
         counts += missing // len(counts)
         counts[order[: missing % len(counts)]] += 1

@@ -123,14 +123,15 @@ def fused_experts(
     kernel: FusedKernel,
     *,
     warm: bool = False,
-    tuned: FloatArray | bool = True,
+    tuned: NDArray[np.bool_] | bool = True,
 ) -> KernelParts:
     """Cost of one rank's fused-MoE call.
 
     Args:
         warm: calls follow each other on the same weights, as in a microbenchmark, so that weights smaller than
             the L2 cache stay there (never true between the layers of a model).
-        tuned: the column tile is free; where false it is what the untuned default of the rule prescribes.
+        tuned: the library ships a configuration for the shape; where false, the rule "experts" prescribes its
+            small default tile, which costs `moe_untuned_slowdown` besides.
     """
     hidden, width = np.asarray(shape.hidden, dtype=float), np.asarray(shape.width, dtype=float)
     up = np.asarray(shape.up_products, dtype=float)
@@ -138,12 +139,14 @@ def fused_experts(
     cold = _cold_share(load.distinct * expert_bytes * (up + 1.0), accelerator) if warm else 1.0
     prefix = f"moe_{kernel.name}_"
     spill = 1.0 + constants[prefix + "spill_loss"] * _beyond_cache(load.tokens * hidden * ACTIVATION_BYTES, accelerator)
+    if kernel.block_rule == "experts":
+        spill = spill * np.where(tuned, 1.0, constants["moe_untuned_slowdown"])
     columns = _column_limits(kernel, load, tuned)
     parts = [
         _product(load, inner, outer, weights * cold, (slow, spill), columns, dtype, accelerator, constants, kernel)
         for inner, outer, weights, slow in (
             (hidden, up * width, load.distinct * expert_bytes * up, 1.0),
-            (width, hidden, load.distinct * expert_bytes, _misaligned(width, constants)),
+            (width, hidden, load.distinct * expert_bytes, _misaligned(width, constants, kernel)),
         )
     ]
     foreign = load.slots - load.rows if kernel.walks_foreign_rows else 0.0
@@ -172,12 +175,16 @@ def _beyond_cache(footprint: FloatArray, accelerator: Accelerator) -> FloatArray
     return 1.0 / (1.0 + (accelerator.l2_cache_bytes / np.maximum(footprint, 1.0)) ** 2)
 
 
-def _misaligned(width: FloatArray, constants: Constants) -> FloatArray:
-    """Slowdown of the second product where a row of its weights is no multiple of 16 elements (no wide loads)."""
+def _misaligned(width: FloatArray, constants: Constants, kernel: FusedKernel) -> FloatArray:
+    """Slowdown of Triton's second product where a row of its weights is no multiple of 16 elements (no wide loads)."""
+    if kernel.block_rule not in ("tokens", "experts"):
+        return np.ones_like(width)
     return np.where(width % 16 > 0, constants["moe_misaligned_slowdown"], 1.0)
 
 
-def _column_limits(kernel: FusedKernel, load: ExpertLoad, tuned: FloatArray | bool) -> tuple[FloatArray, FloatArray]:
+def _column_limits(
+    kernel: FusedKernel, load: ExpertLoad, tuned: NDArray[np.bool_] | bool
+) -> tuple[FloatArray, FloatArray]:
     """Least and largest column tile: fixed by vLLM's default configurations, free for other kernels."""
     if kernel.block_rule == "tokens":
         fixed = np.where(load.tokens <= 64, 64.0, 128.0)

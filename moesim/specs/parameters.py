@@ -63,6 +63,7 @@ EXPERTS_PARAMETERS = (
     *(f"moe_{family}_{field}" for family in EXPERTS_FAMILIES for field in EXPERTS_FIELDS),
     "moe_sort_s",
     "moe_misaligned_slowdown",
+    "moe_untuned_slowdown",
 )
 """Routed experts (`moesim.costs.grouped_gemm`): ten constants for each kernel, and what they share."""
 
@@ -240,8 +241,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a set was fitted on, and how wrong it is on what it was not fitted on.
 
     `errors` by what was left out: `configuration` (within the fitted range), `model`, `accelerator`;
-    `model_errors`: as `configuration`, of one model alone (20 rows and more). `kernel_errors`: the 90 % quantile by
-    kernel family, shapes left out. `inputs`: file to sha256.
+    `model_errors`: as `configuration`, of one model alone (20 rows and more). `inputs`: file to sha256.
     """
 
     models: tuple[str, ...] = ()
@@ -249,16 +249,25 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rows: int = 0
     errors: dict[str, ErrorLevel] = {}
     model_errors: dict[str, ErrorLevel] = {}
-    kernel_errors: dict[str, float] = {}
     inputs: dict[str, str] = {}
     command: str = ""
+
+
+class KernelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Constants of one kernel family as its own table gave them, and the 90 % quantile of its |log error|."""
+
+    constants: dict[str, float]
+    error: float
+    rows: int
+    source: str
 
 
 class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Named constants for `accelerators` (empty: any of `vendor`) under `engine`.
 
     `sites`: constants that belong to a machine and not to the accelerator (its host, a slow fabric), by site name.
-    `site`: the one whose constants are in place (none in files).
+    `site`: the one whose constants are in place (none in files). `kernels`: by kernel family, what the benchmark
+    tables of this accelerator say (the simulator uses `parameters`).
     """
 
     name: str
@@ -271,6 +280,7 @@ class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     notes: str = ""
     sites: dict[str, dict[str, Parameter]] = {}
     site: str = ""
+    kernels: dict[str, KernelConstants] = {}
     correlation: Correlation = Correlation()
     evidence: Evidence = Evidence()
 
