@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from moesim.cli import demo, estimate, experiment, hardware, imbalance, models, place, recommend, simulate
+from moesim.cli import demo, estimate, experiment, hardware, imbalance, models, place, queue_depth, recommend, simulate
 from moesim.errors import InputError
 
 HELP = """How will a Mixture-of-Experts model run on that hardware, before you rent it.
@@ -28,6 +28,7 @@ VERBS = (
     (experiment, "experiment"),
     (place, "place"),
     (imbalance, "imbalance"),
+    (queue_depth, "queue-depth"),
     (models, "models"),
     (hardware, "hardware"),
     (demo, "demo"),
@@ -41,7 +42,7 @@ def make_command() -> Any:
     """
     app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     for module, name in VERBS:
-        app.command(name)(getattr(module, name))
+        app.command(name)(getattr(module, name.replace("-", "_")))
     for entry in sorted(entry_points(group="moesim.commands"), key=lambda item: item.name):
         app.command(entry.name)(entry.load())
     command: Any = typer.main.get_command(app)
