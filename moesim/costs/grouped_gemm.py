@@ -23,7 +23,7 @@ from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import Accelerator, peak_rate
 
 FloatArray = NDArray[np.float64]
-BlockRule = Literal["tokens", "experts", "mean", "mean64", "marlin", "mxfp4"]
+BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin"]
 BLOCKS = (8, 16, 32, 64, 128)
 _COLUMN_TILES = np.array([32.0, 64.0, 128.0, 256.0])
 _STEP = 64.0
@@ -39,7 +39,8 @@ class FusedKernel:
 
     `walks_foreign_rows`: also activates and sums the slots of experts on other ranks (Triton and Marlin keep a row
     for every slot; FlashInfer and the gpt-oss kernels gather the local ones). `sorts`: runs vLLM's alignment kernel.
-    `activation_bytes`: per element of the products' inputs.
+    `activation_bytes`: per element of the products' inputs. `slow_partial_tiles`: rows missing from a tile cost
+    more than rows computed (measured for FlashInfer's per-tensor fp8: 120 rows an expert take twice as long as 128).
     """
 
     name: str
@@ -47,6 +48,7 @@ class FusedKernel:
     walks_foreign_rows: bool
     sorts: bool
     activation_bytes: float
+    slow_partial_tiles: bool = False
 
 
 KERNELS: dict[str, FusedKernel] = {
@@ -55,10 +57,10 @@ KERNELS: dict[str, FusedKernel] = {
         FusedKernel("bf16", "tokens", True, True, 2.0),
         FusedKernel("fp8", "tokens", True, True, 1.0),
         FusedKernel("block", "mean64", True, True, 1.0),
-        FusedKernel("cutlass", "mean", False, False, 1.0),
+        FusedKernel("cutlass", "full", False, False, 1.0, slow_partial_tiles=True),
         FusedKernel("cutlass_block", "mean64", False, False, 1.0),
         FusedKernel("int4", "marlin", True, False, 2.0),
-        FusedKernel("mxfp4", "mxfp4", False, True, 2.0),
+        FusedKernel("mxfp4", "mean", False, True, 2.0),
         FusedKernel("mxfp4_marlin", "marlin", True, False, 2.0),
         FusedKernel("nvfp4", "mean64", False, False, 0.5),
     )
@@ -102,7 +104,7 @@ def block_rows(
     tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 up to 32, 96, 512 tokens and above).
     experts: the default before (16 up to as many tokens as local experts, then 64). mean, mean64: the power of two
     above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
-    than 0.9. mxfp4: as mean.
+    than 0.9. full: always 128.
     """
     mean = np.maximum(slots_per_expert, 1e-9)
     if rule == "tokens":
@@ -111,6 +113,8 @@ def block_rows(
         return np.where(tokens <= local_experts, 16.0, 64.0)
     if rule == "marlin":
         return np.select([mean < 7.2, mean < 14.4, mean < 28.8], [8.0, 16.0, 32.0], 64.0)
+    if rule == "full":
+        return np.full_like(mean, 128.0)
     return np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 64.0 if rule == "mean64" else 128.0)
 
 
@@ -211,6 +215,10 @@ def _product(
     prefix, bandwidth = f"moe_{kernel.name}_", accelerator.hbm_bandwidth_bytes_per_s
     moved = weight_bytes + load.rows * (inner * kernel.activation_bytes + outer * ACTIVATION_BYTES)
     memory = moved / (bandwidth * constants[prefix + "hbm_efficiency"]) * slowdown[0]
+    if kernel.slow_partial_tiles:
+        missing = load.tiles - load.rows / load.block_rows
+        per_expert = weight_bytes / np.maximum(load.distinct, 1e-9)
+        memory = memory + missing * per_expert / (bandwidth * constants["moe_partial_efficiency"])
     tiles = _tiles_s(load, inner, outer, columns, dtype, accelerator, constants, kernel) * slowdown[0] * slowdown[1]
     memory_s, compute_s = smooth_maximum(memory, tiles, constants[prefix + "sharpness"])
     zero = np.zeros_like(memory_s)

@@ -64,6 +64,7 @@ EXPERTS_PARAMETERS = (
     "moe_sort_s",
     "moe_misaligned_slowdown",
     "moe_untuned_slowdown",
+    "moe_partial_efficiency",
 )
 """Routed experts (`moesim.costs.grouped_gemm`): ten constants for each kernel, and what they share."""
 
