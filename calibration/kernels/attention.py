@@ -50,7 +50,7 @@ HOPPER_PREFILL_START = {
     "attention_fp8_compute": 0.95,
     "prefill_fp8_query": 2.0,
 }
-_UNUSED = {
+UNUSED = {
     "decode_sequence_s": 1e-12,
     "decode_regroup_s": 1e-12,
     "decode_dim_exponent": 0.4,
@@ -61,8 +61,8 @@ _UNUSED = {
     "prefill_fp8_query": 1.0,
     "prefill_softmax_flops": 120.0,
 }
+"""Constants without effect on the rows of a family that does not fit them."""
 AMPERE_FIXED = {
-    **_UNUSED,
     "decode_max_splits": 128.0,
     "decode_ungrouped_splits": 1.0,
     "prefill_tile_rows": 64.0,
@@ -70,8 +70,8 @@ AMPERE_FIXED = {
     "prefill_packed_heads": 1.0,
     "prefill_max_splits": 1.0,
 }
+"""FlashAttention-2's source; `decode_regroup_s` is fitted."""
 HOPPER_FIXED = {
-    **_UNUSED,
     "decode_max_splits": 32.0,
     "decode_ungrouped_splits": 32.0,
     "prefill_tile_rows": 128.0,
@@ -79,6 +79,7 @@ HOPPER_FIXED = {
     "prefill_packed_heads": 128.0,
     "prefill_max_splits": 32.0,
 }
+"""FlashAttention-3's source; vLLM allows 32 splits under graphs."""
 
 
 def predict_generation(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
@@ -133,67 +134,28 @@ _SINGLE_TOKEN = (
 """Decode constants that prompts of one token show."""
 
 
-def _started(decode: Family) -> dict[str, float]:
-    return {name: value for name, value in decode.start.items() if name in _SINGLE_TOKEN}
+def _family(
+    name: str, decode: Mapping[str, float], fixed: Mapping[str, float], prefill: Mapping[str, float] | None = None
+) -> Family:
+    """A decode family, or with `prefill` the prefill family of the same library."""
+    if prefill is None:
+        return Family(f"{name} decode", predict_generation, decode, _SHAPE, fixed, held=UNUSED)
+    shown = {constant: value for constant, value in decode.items() if constant in _SINGLE_TOKEN}
+    held = {**UNUSED, **decode}
+    return Family(f"{name} prefill", predict_context, {**prefill, **shown}, _SHAPE, fixed, held=held)
 
 
-def _others(decode: Family, prefill: Mapping[str, float]) -> dict[str, float]:
-    held = {**decode.start, **decode.fixed}
-    return {name: value for name, value in held.items() if name not in prefill and name not in _started(decode)}
-
-
-FLASH2_GENERATION = Family(
-    "FlashAttention-2 decode",
-    predict_generation,
-    {**DECODE_START, "decode_regroup_s": 6e-6},
-    _SHAPE,
-    {name: value for name, value in AMPERE_FIXED.items() if name != "decode_regroup_s"},
-)
-FLASH3_GENERATION = Family(
-    "FlashAttention-3 decode",
-    predict_generation,
-    HOPPER_DECODE_START,
-    _SHAPE,
-    {name: value for name, value in HOPPER_FIXED.items() if name not in HOPPER_DECODE_START},
-)
-FLASH4_GENERATION = Family(
-    "FlashAttention-4 decode",
-    predict_generation,
-    {**DECODE_START, "decode_sequence_s": 1e-6},
-    _SHAPE,
-    {name: value for name, value in HOPPER_FIXED.items() if name != "decode_sequence_s"},
-)
-FLASH2_CONTEXT = Family(
-    "FlashAttention-2 prefill",
-    predict_context,
-    {**PREFILL_START, **_started(FLASH2_GENERATION)},
-    _SHAPE,
-    _others(FLASH2_GENERATION, PREFILL_START),
-)
-FLASH3_CONTEXT = Family(
-    "FlashAttention-3 prefill",
-    predict_context,
-    {**HOPPER_PREFILL_START, **_started(FLASH3_GENERATION)},
-    _SHAPE,
-    _others(FLASH3_GENERATION, HOPPER_PREFILL_START),
-)
-FLASH4_CONTEXT = Family(
-    "FlashAttention-4 prefill",
-    predict_context,
-    {**PREFILL_START, **_started(FLASH4_GENERATION)},
-    _SHAPE,
-    _others(FLASH4_GENERATION, PREFILL_START),
-)
-
+_FLASH2_DECODE = {**DECODE_START, "decode_regroup_s": 6e-6}
+_FLASH4_DECODE = {**DECODE_START, "decode_sequence_s": 1e-6}
 GENERATION = {
-    "vllm_flash_attn": FLASH2_GENERATION,
-    "vllm_flash_attn_fa3": FLASH3_GENERATION,
-    "vllm_flash_attn_fa4": FLASH4_GENERATION,
+    "vllm_flash_attn": _family("FlashAttention-2", _FLASH2_DECODE, AMPERE_FIXED),
+    "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED),
+    "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED),
 }
 """Decode families by `kernel_source`."""
 CONTEXT = {
-    "vllm_flash_attn": FLASH2_CONTEXT,
-    "vllm_flash_attn_fa3": FLASH3_CONTEXT,
-    "vllm_flash_attn_fa4": FLASH4_CONTEXT,
+    "vllm_flash_attn": _family("FlashAttention-2", _FLASH2_DECODE, AMPERE_FIXED, PREFILL_START),
+    "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED, HOPPER_PREFILL_START),
+    "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED, PREFILL_START),
 }
 """Prefill families by `kernel_source`."""

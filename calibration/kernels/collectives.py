@@ -49,8 +49,6 @@ EAGER_START = {"collective_eager_s": 2.5e-5, "collective_copy_efficiency": 0.85}
 _NIC = {"nic_latency_s": 1e-5, "nic_efficiency": 0.95}
 _LARGE_START = {name: value for name, value in LIBRARY_START.items() if name.startswith("ring_simple")} | SWITCH_START
 """The library's constants that messages too large for peer kernels show."""
-_NO_SWITCH = {"switch_reduce_s": 1.0, "switch_reduce_efficiency": 1e-3}
-_NO_PEER = PEER_START
 
 
 def predict_library(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
@@ -150,16 +148,20 @@ predict_ht_dispatch, predict_ht_combine = _high_throughput(combine=False), _high
 
 _COLLECTIVE = ("op_name", "num_gpus", "message_size")
 _EXCHANGED = ("node_num", "hidden_size", "num_token", "num_topk", "num_experts")
-LIBRARY = Family("NCCL", predict_library, LIBRARY_START, _COLLECTIVE, {**_NO_SWITCH, **_NO_PEER, **_NIC})
+LIBRARY = Family("NCCL", predict_library, LIBRARY_START, _COLLECTIVE, held={**SWITCH_START, **PEER_START, **_NIC})
 SWITCHED_LIBRARY = Family(
-    "NCCL with reducing switch", predict_library, {**LIBRARY_START, **SWITCH_START}, _COLLECTIVE, {**_NO_PEER, **_NIC}
+    "NCCL with reducing switch",
+    predict_library,
+    {**LIBRARY_START, **SWITCH_START},
+    _COLLECTIVE,
+    held={**PEER_START, **_NIC},
 )
 PEER = Family(
     "vLLM all-reduce",
     predict_peer,
     {**PEER_START, **EAGER_START, **_LARGE_START},
     _COLLECTIVE,
-    {**{name: value for name, value in LIBRARY_START.items() if name not in _LARGE_START}, **_NIC},
+    held={**LIBRARY_START, **_NIC},
 )
 LL_DISPATCH = Family(
     "DeepEP low-latency dispatch",
@@ -171,16 +173,16 @@ LL_DISPATCH = Family(
         "deepep_ll_token_s": 3e-6,
     },
     _EXCHANGED,
-    _NIC,
-    "dispatch_avg_t_us",
+    held=_NIC,
+    measured="dispatch_avg_t_us",
 )
 LL_COMBINE = Family(
     "DeepEP low-latency combine",
     predict_ll_combine,
     {"deepep_ll_combine_s": 9e-6, "deepep_ll_combine_expert_s": 5e-9, "deepep_ll_combine_efficiency": 0.57},
     _EXCHANGED,
-    {**_NIC, "deepep_ll_token_s": 3e-6},
-    "combine_avg_t_us",
+    held={**_NIC, "deepep_ll_token_s": 3e-6},
+    measured="combine_avg_t_us",
 )
 HT_DISPATCH = Family(
     "DeepEP high-throughput dispatch",
@@ -192,8 +194,8 @@ HT_DISPATCH = Family(
         "deepep_ht_dispatch_efficiency": 0.72,
     },
     _EXCHANGED,
-    _NIC,
-    "dispatch_transmit_us",
+    held=_NIC,
+    measured="dispatch_transmit_us",
 )
 HT_COMBINE = Family(
     "DeepEP high-throughput combine",
@@ -207,6 +209,6 @@ HT_COMBINE = Family(
         "deepep_ht_combine_efficiency": 0.72,
     },
     _EXCHANGED,
-    _NIC,
-    "combine_transmit_us",
+    held=_NIC,
+    measured="combine_transmit_us",
 )

@@ -22,7 +22,8 @@ class Family:
     `start`: constants to be fitted, with a first guess. `fixed`: what the kernel's source code says (tile shapes,
     largest number of splits). `shape`: the columns that name a measured shape; folds leave out whole shapes.
     `measured`: the column of the measured time. `bounds`: (least, largest) of constants that have physical limits;
-    others may move fifty-fold from their first guess.
+    others may move fifty-fold from their first guess. `held`: what the formula needs besides, known from elsewhere
+    or without effect on these rows.
     """
 
     name: str
@@ -32,10 +33,11 @@ class Family:
     fixed: Mapping[str, float] = field(default_factory=dict[str, float])
     measured: str = "latency"
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    held: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def constants(self, fitted: Mapping[str, float]) -> dict[str, float]:
         """All constants of the formula."""
-        return {**self.start, **self.fixed, **fitted}
+        return {**self.held, **self.start, **self.fixed, **fitted}
 
 
 def fit_family(family: Family, tables: Sequence[KernelTable], sample: int = 3000, seed: int = 0) -> FitResult:

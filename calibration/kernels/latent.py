@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.kernels.attention import AMPERE_FIXED, HOPPER_FIXED
+from calibration.kernels.attention import AMPERE_FIXED, HOPPER_FIXED, UNUSED
 from calibration.kernels.families import Family
 from calibration.kernels.tables import KernelTable
 from moesim.costs.arithmetic import ARRAYS
@@ -38,7 +38,7 @@ def predict_generation_kernel(table: KernelTable, constants: Mapping[str, float]
 
 def predict_context_kernel(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
     """Prefill rows of the MLA kernels, launched without a graph."""
-    return _above_floor(_prefill(table, constants), constants)
+    return _above_floor(constants["eager_start_s"] + _prefill(table, constants), constants)
 
 
 def _above_floor(seconds: FloatArray, constants: Mapping[str, float]) -> FloatArray:
@@ -110,26 +110,29 @@ _MODULE_START = {
     "module_token_passes": 6.0,
     "module_head_passes": 6.0,
 }
-_MODULE_FIXED = {
+_MODULE_FIXED = {"mla_head_rows": 64.0, "mla_max_splits": 132.0}
+"""FlashMLA's and FlashAttention-3's source: blocks of 64 heads, a split for each compute unit."""
+_MODULE_HELD = {
+    **UNUSED,
     **HOPPER_FIXED,
     "module_compute_efficiency": 0.76,
     "mla_start_s": 1e-6,
-    "mla_head_rows": 64.0,
-    "mla_max_splits": 132.0,
     "decode_split_tokens": 64.0,
     "decode_combine_s": 2e-6,
     "mla_unit_share": 2.0,
     "prefill_tile_s": 2.8e-6,
     "prefill_exposed": 0.03,
+    "prefill_edge": 0.39,
+    "mla_prefill_compute_efficiency": 0.8,
 }
+"""Products at what the matrix-product tables show, attention's prefill as in its own tables."""
 TRITON_GENERATION = Family(
     "Triton MLA decode",
     predict_generation_kernel,
-    {"host_floor_s": 3.3e-4, "mla_start_s": 5e-5, "mla_tile_s": 1.1e-5, "mla_unit_share": 0.5, "single_head": 4.0},
+    {"host_floor_s": 3.3e-4, "mla_start_s": 5e-6, "mla_tile_s": 4e-5, "mla_unit_share": 0.5, "single_head": 3.0},
     _SHAPE,
-    {
-        "mla_head_rows": 16.0,
-        "mla_max_splits": 4.0,
+    {"mla_head_rows": 16.0, "mla_max_splits": 4.0},
+    held={
         "decode_split_tokens": 1.0,
         "decode_combine_s": 2e-6,
         "mla_hbm_efficiency": 1.0,
@@ -142,13 +145,19 @@ AMPERE_CONTEXT = Family(
     predict_context_kernel,
     {
         "host_floor_s": 3e-4,
-        "mla_start_s": 1e-4,
-        "prefill_tile_s": 2e-6,
+        "eager_start_s": 1e-4,
         "mla_prefill_compute_efficiency": 0.52,
-        "mla_expand_passes": 3.0,
+        "mla_expand_passes": 6.0,
     },
     _SHAPE,
-    {**AMPERE_FIXED, "prefill_edge": 0.23, "prefill_exposed": 0.5},
+    held={
+        **UNUSED,
+        **AMPERE_FIXED,
+        "mla_start_s": 1e-6,
+        "prefill_tile_s": 2.4e-6,
+        "prefill_edge": 0.23,
+        "prefill_exposed": 0.5,
+    },
 )
 GENERATION_MODULE = Family(
     "MLA module decode",
@@ -158,10 +167,11 @@ GENERATION_MODULE = Family(
         "mla_hbm_efficiency": 0.92,
         "mla_decode_compute_efficiency": 0.72,
         "mla_fp8_compute": 1.05,
-        "mla_tile_s": 4e-6,
+        "mla_tile_s": 1e-6,
     },
     _SHAPE,
     _MODULE_FIXED,
+    held=_MODULE_HELD,
 )
 CONTEXT_MODULE = Family(
     "MLA module prefill",
@@ -169,9 +179,10 @@ CONTEXT_MODULE = Family(
     {
         **_MODULE_START,
         "mla_expand_passes": 0.5,
-        "module_absorbed_efficiency": 0.55,
-        "module_absorbed_fp8": 0.5,
+        "module_absorbed_efficiency": 0.35,
+        "module_absorbed_fp8": 0.3,
     },
     _SHAPE,
-    {**_MODULE_FIXED, "prefill_edge": 0.39, "mla_prefill_compute_efficiency": 0.8},
+    _MODULE_FIXED,
+    held=_MODULE_HELD,
 )
