@@ -14,7 +14,7 @@ from moesim.scenarios import Request, make_scenario
 from moesim.specs.deployment import Deployment
 from moesim.specs.model import Model
 from moesim.specs.scenario import Scenario
-from moesim.specs.workload import Trace
+from moesim.specs.workload import ClosedLoop, Trace
 
 _NO_LOAD_WORDS = frozenset(
     {"hardware", "model", "gpus", "nodes", "tp", "dp", "ep", "pp", "parameters", "engine", "engine_version", "site"}
@@ -130,17 +130,21 @@ def _with_length(scenario: Scenario) -> Deployment:
 
 def _unmeasurable(scenario: Scenario, request: Request, measurement: Measurement) -> str:
     """Why a run cannot be set up on hardware; empty when it can."""
-    deployment, autoregressive = scenario.deployment, not scenario.model.is_diffusion
+    deployment, workload, autoregressive = scenario.deployment, scenario.workload, not scenario.model.is_diffusion
     offline = deployment.frontend == "offline"
     ranks = deployment.tensor_parallel_size * deployment.data_parallel_size
     reasons = {
         f"engine {request.engine}: the runner starts vLLM": request.engine != "vllm",
-        "trace: arrivals of a trace are not replayed by the benchmark client": isinstance(
-            scenario.workload.arrival, Trace
-        ),
+        "trace: arrivals of a trace are not replayed by the benchmark client": isinstance(workload.arrival, Trace),
         "cached_prefix_len: a warm cache is not set up; use shared_prefix_len": request.cached_prefix_len > 0,
         f"routing {request.routing}: set measurement.routing_strategy, the engine must be told to route so": (
             request.routing != "uniform" and not measurement.routing_strategy
+        ),
+        f"concurrency: an offline batch holds its {workload.num_prompts} prompts at once; set concurrency to them": (
+            offline
+            and autoregressive
+            and isinstance(workload.arrival, ClosedLoop)
+            and workload.arrival.concurrency < workload.num_prompts
         ),
         f"dp: {deployment.data_parallel_size} replicas need a server; offline runs have one engine": (
             offline and autoregressive and deployment.data_parallel_size > 1

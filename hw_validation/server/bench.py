@@ -12,6 +12,7 @@ from typing import Any
 from hw_validation.experiment.runs import PlannedRun
 from hw_validation.server.process import tail
 from moesim.errors import InputError
+from moesim.scenarios import make_workload
 
 
 class BenchmarkError(InputError):
@@ -134,8 +135,6 @@ def _concurrency(run: PlannedRun) -> int:
 
 def _num_prompts(run: PlannedRun) -> int:
     """Requests of the run, with the simulator's default."""
-    from moesim.scenarios import make_workload
-
     return make_workload(run.request, run.server.model).num_prompts
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from hw_validation.experiment.cost import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.experiment.runs import PlannedRun, Server
 from hw_validation.machine.sampler import GpuSampler, choose_reader
 from hw_validation.records import Environment, RecordLog, make_record
@@ -26,9 +27,9 @@ from hw_validation.server.setup import make_setup
 from hw_validation.server.variables import server_variables
 from hw_validation.summaries import summarize
 from moesim.errors import InputError
+from moesim.scenarios import make_scenario, make_workload
 
 _MISMATCH = 4
-_WARM_TOKENS = 4
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,7 @@ def measure_offline(
         return []
     known = RecordLog(log)
     reason = f"the offline engine ended with exit code {code}: {tail(output)}"
+    print(f"{server.name}: {reason}", file=sys.stderr, flush=True)
     return [f"{run.key}: {reason}" for run in runs if run.key not in known]
 
 
@@ -128,7 +130,8 @@ def _measure(job: Job) -> None:
     log, (source, reader) = RecordLog(Path(job.log)), choose_reader()
     for run in job.runs:
         prompts = draw_prompts(run)
-        _generate(engine, prompts[: run.server.deployment.max_num_seqs], _WARM_TOKENS)
+        for batch in warm_up_batches(make_scenario(run.request)):
+            _generate(engine, prompts[:batch], WARM_UP_TOKENS)
         engine.reset_prefix_cache()
         with GpuSampler(reader, job.period_s) as sampler:
             outputs, duration_s = _generate(engine, prompts, run.request.output_len)
@@ -158,7 +161,7 @@ def draw_prompts(run: PlannedRun) -> list[list[int]]:
     vocabulary = range(run.server.model.vocab_size)
     prefix = draw.choices(vocabulary, k=request.shared_prefix_len)
     spread = int(request.input_len * request.range_ratio)
-    count = request.num_prompts or max(4 * (request.concurrency or 16), 100)
+    count = make_workload(request, run.server.model).num_prompts
     lengths = [request.input_len + (draw.randint(-spread, spread) if spread else 0) for _ in range(count)]
     return [prefix + draw.choices(vocabulary, k=max(1, length - len(prefix))) for length in lengths]
 
