@@ -85,6 +85,11 @@ class AttentionCoefficients:
             return 0.0
         return self._prefill(chunks, tokens, pairs, window_pairs, kv_tokens, FLOATS)
 
+    def prefill_rows_s(self, rows: FloatArray) -> FloatArray:
+        """The same for many steps: `rows` [steps, 5] are the arguments of `prefill_s` in their order."""
+        chunks, tokens, pairs, window_pairs, kv_tokens = rows.T
+        return self._prefill(chunks, tokens, pairs, window_pairs, kv_tokens, ARRAYS)
+
     def forward_s(self, sequences: float, computed: FloatArray, visible: FloatArray) -> FloatArray:
         """Bidirectional attention of `sequences` sequences: `computed` positions each see all `visible` ones [steps].
 

@@ -43,7 +43,7 @@ class StepModel:
     `routed_sd_s[g]`: routed experts for `g` tokens over the lockstep group, mean and spread of a whole step;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
     (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
-    `known_steps` remembers what the engine derived from these tables for each batch of a lone rank. The `_operators` tables
+    `known_steps` and `decode_tables` remember what the engine derived from these tables. The `_operators` tables
     hold the same costs by operator on the grids they were computed on.
     """
 
@@ -56,7 +56,8 @@ class StepModel:
     padded: list[int]
     noise: FloatArray
     noise_list: list[float]
-    known_steps: dict[tuple[int, int, int, int], object]
+    known_steps: dict[tuple[int, int, int, int, bool, int], object]
+    decode_tables: dict[int, object]
     launches: float
     token_grid: IntArray
     token_operators: dict[str, OperatorCost]
@@ -139,6 +140,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         noise=noise,
         noise_list=noise.tolist(),
         known_steps={},
+        decode_tables={},
         launches=launches + coefficients.launches,
         token_grid=grid,
         token_operators=token_operators,

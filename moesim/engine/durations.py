@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.step import NOISE_STEPS, StepModel
+from moesim.engine.decode_table import DecodeTable
+from moesim.engine.rebalancing import Shift
 from moesim.engine.scheduler import StepPlan
 
 FloatArray = NDArray[np.float64]
 Sizes = tuple[int, int, int]
-_SHORT_SEGMENT = 24
-_OFFSETS = np.arange(4096, dtype=float)
+_FEW = 48
 
 
 @dataclass(slots=True)
@@ -66,55 +67,77 @@ class LinearStep:
 
 
 def segment_times(
-    model: StepModel, plans: list[StepPlan | None], steps: int, first_step: int, start_s: float
+    model: StepModel,
+    plans: list[StepPlan | None],
+    steps: int,
+    first_step: int,
+    start_s: float,
+    shift: Shift | None = None,
 ) -> SegmentTimes:
     """Times of `steps` steps of ranks in lockstep; step `first_step + i` takes its own routing draw.
 
     Args:
         plans: one per rank, None for an idle rank (which runs a dummy batch).
+        shift: what balancing and drift add to the tables.
     """
-    if len(plans) == 1 and steps < _SHORT_SEGMENT and plans[0] is not None:
-        return _short_segment(model, plans[0], steps, first_step, start_s)
     step = linear_step(model, plans)
+    if shift is None and steps * len(plans) < _FEW:
+        return _few_steps(model, step, plans, steps, first_step, start_s)
     attention = np.zeros(steps)
     for plan in plans:
         if plan is not None:
             attention = np.maximum(attention, _attention_s(model, plan, steps))
     draws = model.noise[(first_step + np.arange(steps)) % NOISE_STEPS]
     gpu = step.fixed_s + step.spread_s * draws + attention / step.groups
+    if shift is not None:
+        gpu += shift.extra(step.sizes[1])
     durations = step.serial_s + np.maximum(gpu, step.floor_s)
+    if shift is not None:
+        durations[0] += shift.stall_s
     ends = np.cumsum(np.concatenate([[start_s], durations]))[1:]
     return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
 
 
-def _short_segment(model: StepModel, plan: StepPlan, steps: int, first_step: int, start_s: float) -> SegmentTimes:
-    """The same in plain floats, which is faster than arrays for a few steps of one rank."""
-    step = _known_step(model, plan)
-    attention, noise = model.attention, model.noise_list
-    decodes, context = plan.decodes, plan.context
+def _few_steps(
+    model: StepModel, step: LinearStep, plans: list[StepPlan | None], steps: int, first_step: int, start_s: float
+) -> SegmentTimes:
+    """The same in plain floats, which is faster than arrays for a few steps."""
+    by_rank = [_few_attention_s(model, plan, steps) for plan in plans if plan is not None]
+    slowest = by_rank[0] if len(by_rank) == 1 else [max(ranks) for ranks in zip(*by_rank, strict=True)]
+    noise = model.noise_list
     fixed, spread, floor, serial, groups = step.fixed_s, step.spread_s, step.floor_s, step.serial_s, step.groups
-    prefill = _prefill_s(model, plan) if plan.chunks else 0.0
     durations: list[float] = []
     ends: list[float] = []
     clock = start_s
-    for index in range(first_step, first_step + steps):
-        gpu = fixed + spread * noise[index % NOISE_STEPS] + (attention.decode_s(decodes, context) + prefill) / groups
+    for index, attention in enumerate(slowest, first_step):
+        gpu = fixed + spread * noise[index % NOISE_STEPS] + attention / groups
         seconds = serial + (gpu if gpu > floor else floor)
         clock += seconds
-        context += decodes
         durations.append(seconds)
         ends.append(clock)
     return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
 
 
+def _few_attention_s(model: StepModel, plan: StepPlan, steps: int) -> list[float]:
+    prefill = _prefill_s(model, plan) if plan.chunks else 0.0
+    if not plan.decodes:
+        return [prefill] * steps
+    return _decode_table(model, plan.decodes).few_steps_s(plan.context, steps, prefill)
+
+
 def _attention_s(model: StepModel, plan: StepPlan, steps: int) -> FloatArray:
     """Attention of one rank in each of `steps` steps."""
-    coefficients = model.attention
-    seconds = np.full(steps, _prefill_s(model, plan))
-    if plan.decodes:
-        cached = plan.context + plan.decodes * _OFFSETS[:steps]
-        seconds += coefficients.decode_steps_s(plan.decodes, cached)
-    return seconds
+    prefill = _prefill_s(model, plan) if plan.chunks else 0.0
+    if not plan.decodes:
+        return np.full(steps, prefill)
+    return _decode_table(model, plan.decodes).steps_s(plan.context, steps, prefill)
+
+
+def _decode_table(model: StepModel, decodes: int) -> DecodeTable:
+    known = model.decode_tables.get(decodes)
+    if known is None:
+        known = model.decode_tables[decodes] = DecodeTable(model.attention, decodes)
+    return known  # pyright: ignore[reportReturnType]
 
 
 def _prefill_s(model: StepModel, plan: StepPlan) -> float:
@@ -122,30 +145,40 @@ def _prefill_s(model: StepModel, plan: StepPlan) -> float:
     return model.attention.prefill_s(len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens)
 
 
-def _known_step(model: StepModel, plan: StepPlan) -> LinearStep:
-    """A lone rank's step, remembered by all that it depends on."""
-    key = (plan.tokens, plan.rows, plan.decodes, len(plan.chunks))
-    known = model.known_steps.get(key)
-    if known is None:
-        known = model.known_steps[key] = linear_step(model, [plan])
-    return known  # pyright: ignore[reportReturnType]
-
-
 def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:
-    """All of a step that does not depend on context lengths.
+    """All of a step that does not depend on context lengths, remembered by what it depends on.
 
     With pipeline stages each stage works on another part of the sequences, so a cycle in which every sequence
     advances lasts one traversal by the largest part. Captured graphs run every rank at the largest rank's
     size; idle ranks run a dummy batch of one token.
     """
-    tokens = [max(plan.tokens, 1) if plan is not None else 1 for plan in plans]
-    rows = max((plan.rows for plan in plans if plan is not None), default=0)
-    sequences = max((plan.decodes + len(plan.chunks) for plan in plans if plan is not None), default=1)
-    has_prefill = any(plan is not None and plan.chunks for plan in plans)
+    largest = total = rows = prefills = 0
+    sequences = 1
+    for plan in plans:
+        if plan is None:
+            total += 1
+            continue
+        tokens = plan.tokens or 1
+        chunks = len(plan.chunks)
+        total += tokens
+        prefills += chunks
+        largest = max(largest, tokens)
+        rows = max(rows, plan.rows)
+        sequences = max(sequences, plan.decodes + chunks)
+    key = (max(largest, 1), total, rows, sequences, prefills > 0, len(plans))
+    known = model.known_steps.get(key)
+    if known is None:
+        known = model.known_steps[key] = _make_step(model, *key)
+    return known  # pyright: ignore[reportReturnType]
+
+
+def _make_step(
+    model: StepModel, largest: int, total: int, rows: int, sequences: int, has_prefill: bool, ranks: int
+) -> LinearStep:
     groups = max(1, min(model.layout.deployment.pipeline_parallel_size, sequences))
-    share, rows = -(-max(tokens) // groups), -(-rows // groups)
+    share, rows = -(-largest // groups), -(-rows // groups)
     size = model.run_size(share)
-    group = size * len(plans) if share < len(model.padded) else -(-sum(tokens) // groups)
+    group = size * ranks if share < len(model.padded) else -(-total // groups)
     serial, launch = model.host_s(share, sequences, has_prefill)
     overlap = model.layout.deployment.async_scheduling
     return LinearStep(

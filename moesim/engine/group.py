@@ -12,8 +12,10 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.costs.attention import AttentionCoefficients
 from moesim.costs.step import StepModel
 from moesim.engine.durations import SegmentTimes, segment_times
+from moesim.engine.rebalancing import Course, Shift
 from moesim.engine.requests import Request
 from moesim.engine.scheduler import Scheduler, StepPlan
 
@@ -52,7 +54,8 @@ class StepLog:
 
     `durations`/`emitting`: seconds of each step that served decodes, and the sequences that got a token in it.
     `by_size`: steps by (tokens of the fullest rank, tokens of the group, sampled rows), sizes as run.
-    `decode_context_tokens`: cached tokens read, summed over decode steps and ranks; `prefill_*` likewise.
+    `decode_rows`: (sequences, mean cached tokens of a step, steps) of every run of decode steps of a rank.
+    `prefill_rows`: (chunks, new tokens, pairs, pairs within the window, visible keys) of every rank's prefill.
     """
 
     durations: array[float] = field(default_factory=lambda: array("d"))
@@ -61,11 +64,26 @@ class StepLog:
     steps: int = 0
     busy_s: float = 0.0
     sequence_s: float = 0.0
-    attention_s: float = 0.0
-    decode_context_tokens: float = 0.0
-    prefill_pairs: float = 0.0
-    prefill_kv_tokens: float = 0.0
+    decode_rows: array[float] = field(default_factory=lambda: array("d"))
+    prefill_rows: array[float] = field(default_factory=lambda: array("d"))
     segments: list[Segment] = field(default_factory=list[Segment])
+
+    def decodes(self) -> FloatArray:
+        """`decode_rows` as an array [rows, 3]."""
+        return np.frombuffer(self.decode_rows).reshape(-1, 3)
+
+    def prefills(self) -> FloatArray:
+        """`prefill_rows` as an array [rows, 5]."""
+        return np.frombuffer(self.prefill_rows).reshape(-1, 5)
+
+    def attention_s(self, attention: AttentionCoefficients) -> float:
+        """Seconds of attention, summed over steps and ranks (at the mean context of each run of steps)."""
+        rows, chunks = self.decodes(), self.prefills()
+        seconds = float(attention.prefill_rows_s(chunks).sum()) if len(chunks) else 0.0
+        for sequences in np.unique(rows[:, 0]).tolist():
+            _, context, steps = rows[rows[:, 0] == sequences].T
+            seconds += float(attention.decode_steps_s(sequences, context) @ steps)
+        return seconds
 
 
 class LockstepGroup:
@@ -79,7 +97,11 @@ class LockstepGroup:
         moments: tuple[Moment, Moment],
         macro_steps: bool,
         trace: bool,
+        course: Course | None = None,
     ) -> None:
+        self.course = course
+        self._shift: Shift | None = None
+        self._last_step_s = 0.0
         self.ranks = ranks
         self.log = StepLog()
         self._env = env
@@ -201,7 +223,11 @@ class LockstepGroup:
             return
         self._plans = plans
         self._steps = steps if self._macro else 1
-        self._times = segment_times(self._model, plans, self._steps, self._step, now)
+        if self.course is not None:
+            tokens = sum(plan.tokens for plan in plans if plan is not None)
+            self._shift = self.course.advance(self._step, tokens, self._last_step_s)
+            self._steps = min(self._steps, self._shift.steps)
+        self._times = segment_times(self._model, plans, self._steps, self._step, now, self._shift)
         if self._expected:
             self._take_expected(self._times)
         self._arm(self._times)
@@ -251,6 +277,9 @@ class LockstepGroup:
         log.steps += steps
         log.busy_s += span
         log.by_size[times.sizes] = log.by_size.get(times.sizes, 0) + steps
+        if self.course is not None and self._shift is not None:
+            self.course.record(self._shift, self._step, times.sizes[1], steps)
+            self._last_step_s = float(times.durations[steps - 1])
         decodes = 0
         for plan in self._plans:
             if plan is None:
@@ -258,24 +287,16 @@ class LockstepGroup:
             if plan.decodes:
                 decodes += plan.decodes
                 mean = plan.context + plan.decodes * (steps - 1) * 0.5
-                log.decode_context_tokens += steps * mean
-                log.attention_s += steps * self._model.attention.decode_s(plan.decodes, mean)
+                log.decode_rows.extend((plan.decodes, mean, steps))
             if plan.chunks:
-                self._record_chunks(plan)
+                new = plan.tokens - plan.decodes
+                log.prefill_rows.extend((len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens))
         if decodes:
             times.append_durations(log.durations, steps)
             _append_repeated(log.emitting, float(decodes), steps)
             log.sequence_s += span * decodes
         if self._trace:
             self._record_segment(times.start_s, span, steps, decodes)
-
-    def _record_chunks(self, plan: StepPlan) -> None:
-        log = self.log
-        log.prefill_pairs += plan.pairs
-        log.prefill_kv_tokens += plan.kv_tokens
-        log.attention_s += self._model.attention.prefill_s(
-            len(plan.chunks), plan.tokens - plan.decodes, plan.pairs, plan.window_pairs, plan.kv_tokens
-        )
 
     def _record_segment(self, start_s: float, span: float, steps: int, decodes: int) -> None:
         plans = [plan for plan in self._plans if plan is not None]

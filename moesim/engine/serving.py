@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import simpy
@@ -10,6 +10,7 @@ import simpy
 from moesim.costs.layout import make_layout
 from moesim.costs.step import StepModel, build_step_model
 from moesim.engine.group import LockstepGroup, StepLog
+from moesim.engine.rebalancing import Rebalancing, make_course
 from moesim.engine.requests import Request, RequestTable, make_requests
 from moesim.engine.scheduler import Scheduler
 from moesim.errors import InputError
@@ -31,6 +32,7 @@ class ServingRun:
     peak_kv_blocks: int
     total_kv_blocks: int
     elapsed_s: float
+    rebalancing: list[Rebalancing] = field(default_factory=list[Rebalancing])
 
 
 def run_serving(
@@ -113,6 +115,7 @@ class _Simulation:
                 (self._started, self._finished),
                 macro_steps,
                 trace,
+                make_course(model.layout, len(model.routed_s) - 1),
             )
             for _ in range(deployment.num_engines)
         ]
@@ -139,6 +142,7 @@ class _Simulation:
             peak_kv_blocks=max(rank.pool.total - rank.pool.lowest_free for rank in schedulers),
             total_kv_blocks=schedulers[0].pool.total,
             elapsed_s=max(request.last_token_s for request in self._requests) - self._requests[0].sent_s,
+            rebalancing=[group.course.log for group in self._groups if group.course is not None],
         )
 
     def _arrivals(self):

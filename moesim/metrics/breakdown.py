@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.costs.kernels import OperatorCost
 from moesim.costs.step import StepModel
 from moesim.engine.group import StepLog
+from moesim.engine.rebalancing import Rebalancing
 
 FloatArray = NDArray[np.float64]
 _FIELDS = ("memory_s", "compute_s", "network_s", "launch_s", "hbm_bytes", "flops")
@@ -43,8 +44,8 @@ class Breakdown:
         return words.get(cause, cause)
 
 
-def run_breakdown(model: StepModel, logs: Sequence[StepLog]) -> Breakdown:
-    """Integrate the step tables over the sizes that a run met."""
+def run_breakdown(model: StepModel, logs: Sequence[StepLog], rebalancing: Sequence[Rebalancing] = ()) -> Breakdown:
+    """Integrate the step tables over the sizes that a run met; balancing and drift change the routed experts."""
     operators: dict[str, float] = {}
     totals: dict[str, float] = dict.fromkeys(_FIELDS, 0.0)
     for position, grid, costs in _tables(model):
@@ -55,6 +56,7 @@ def run_breakdown(model: StepModel, logs: Sequence[StepLog]) -> Breakdown:
             for field, value in zip(_FIELDS, parts, strict=True):
                 totals[field] += value
     _add_attention(model, logs, operators, totals)
+    _add_rebalancing(rebalancing, operators, totals)
     gpu_s = sum(operators.values())
     busy_s = sum(log.busy_s for log in logs)
     operators["host (exposed)"] = max(busy_s - gpu_s, 0.0)
@@ -62,6 +64,16 @@ def run_breakdown(model: StepModel, logs: Sequence[StepLog]) -> Breakdown:
     limits["host"] = operators["host (exposed)"]
     kept = {name: seconds for name, seconds in operators.items() if seconds > 0}
     return Breakdown(kept, limits, totals["hbm_bytes"], totals["flops"])
+
+
+def _add_rebalancing(rebalancing: Sequence[Rebalancing], operators: dict[str, float], totals: dict[str, float]) -> None:
+    """Routed experts by what drift and maps changed; time in which all ranks waited for weights, to the network."""
+    for log in rebalancing:
+        change = max(log.added_s, -operators.get("routed experts", 0.0))
+        operators["routed experts"] = operators.get("routed experts", 0.0) + change
+        totals["memory_s"] = max(totals["memory_s"] + change, 0.0)
+        operators["moving experts"] = operators.get("moving experts", 0.0) + log.stalled_s
+        totals["network_s"] += log.stalled_s
 
 
 def _tables(model: StepModel) -> list[tuple[int, NDArray[np.int64], dict[str, OperatorCost]]]:
@@ -91,10 +103,11 @@ def _add_attention(
     """Attention was summed over lockstep ranks; the mean rank is charged."""
     ranks = model.layout.deployment.lockstep_ranks
     attention = model.attention
-    seconds = sum(log.attention_s for log in logs) / ranks
-    context = sum(log.decode_context_tokens for log in logs) / ranks
-    pairs = sum(log.prefill_pairs for log in logs) / ranks
-    kv_tokens = sum(log.prefill_kv_tokens for log in logs) / ranks
+    seconds = sum(log.attention_s(attention) for log in logs) / ranks
+    decodes = np.concatenate([log.decodes() for log in logs])
+    prefills = np.concatenate([log.prefills() for log in logs])
+    context = float(decodes[:, 1] @ decodes[:, 2]) / ranks
+    pairs, kv_tokens = float(prefills[:, 2].sum()) / ranks, float(prefills[:, 4].sum()) / ranks
     decode_s = min(context * attention.decode_full_s, seconds)
     prefill_s = min(pairs * attention.pair_full_s, seconds - decode_s)
     operators["attention"] = seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moesim.engine.rebalancing import Rebalancing
 from moesim.metrics.breakdown import Breakdown
 from moesim.metrics.statistics import Spread
 from moesim.placement.memory import MemoryPlan
@@ -72,6 +73,7 @@ class SimulationResult:
     seed: int
     digest: str
     decoding: str = "autoregressive"
+    rebalancing: tuple[Rebalancing, ...] = ()
     interval_90: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @property
@@ -96,6 +98,7 @@ class SimulationResult:
             "decoding": self.decoding,
             "memory": memory_dict(self.memory),
             "imbalance": _plain(self.imbalance),
+            "rebalancing": [rebalancing_dict(item) for item in self.rebalancing],
             "breakdown": breakdown_dict(self.breakdown),
             "limited_by": self.breakdown.limited_by,
             "utilization": _plain(self.utilization),
@@ -127,6 +130,19 @@ def memory_dict(memory: MemoryPlan) -> dict[str, float]:
         "kv_pool_bytes": memory.kv_pool_bytes,
         "kv_bytes_per_token": memory.kv_bytes_per_token,
         "kv_pool_tokens": memory.kv_tokens,
+    }
+
+
+def rebalancing_dict(log: Rebalancing) -> dict[str, float]:
+    """What drift and balancing did in one lockstep group."""
+    return {
+        "rearrangements": log.rearrangements,
+        "bytes_moved": log.bytes_moved,
+        "moving_s": log.moving_s,
+        "stalled_s": log.stalled_s,
+        "added_s": log.added_s,
+        "rank_max_over_mean": log.rank_max_over_mean,
+        "steps": log.steps,
     }
 
 

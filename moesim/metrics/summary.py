@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ def summarize(scenario: Scenario, run: ServingRun) -> SimulationResult:
     inputs = np.array([request.input_tokens for request in run.requests])
     several = outputs > 1
     gaps, weights = flatten(run.logs)
-    breakdown = run_breakdown(run.model, run.logs)
+    breakdown = run_breakdown(run.model, run.logs, run.rebalancing)
     engines = len(run.logs)
     steps = sum(log.steps for log in run.logs)
     group_tokens = sum(key[1] * count for log in run.logs for key, count in log.by_size.items()) / max(steps, 1)
@@ -44,7 +46,7 @@ def summarize(scenario: Scenario, run: ServingRun) -> SimulationResult:
         num_requests=len(run.requests),
         num_gpus=scenario.cluster.num_accelerators,
         memory=run.memory,
-        imbalance=imbalance_of_step(run.model.layout, group_tokens),
+        imbalance=_imbalance_of_run(run, group_tokens),
         breakdown=breakdown,
         utilization=utilization(run.model.layout, breakdown, run.elapsed_s * engines),
         preemptions=run.preemptions,
@@ -55,7 +57,17 @@ def summarize(scenario: Scenario, run: ServingRun) -> SimulationResult:
         calibrated=scenario.parameters.calibrated,
         seed=scenario.seed,
         digest=scenario.digest(),
+        rebalancing=tuple(run.rebalancing),
     )
+
+
+def _imbalance_of_run(run: ServingRun, group_tokens: float) -> Imbalance | None:
+    """Imbalance at the mean step; with drift or balancing the ranks' ratio is the mean over the run's steps."""
+    imbalance = imbalance_of_step(run.model.layout, group_tokens)
+    steps = sum(log.steps for log in run.rebalancing)
+    if imbalance is None or not steps:
+        return imbalance
+    return replace(imbalance, rank_max_over_mean=sum(log.ratio_steps for log in run.rebalancing) / steps)
 
 
 def utilization(layout: Layout, breakdown: Breakdown, available_s: float) -> Utilization:
