@@ -49,6 +49,7 @@ def describe_profile(found: Profile) -> dict[str, Any]:
 
     import msgspec
 
+    from calibration.profilers.hbm import measure_devices
     from calibration.profilers.summary import list_absent, list_devices, list_kernels, list_steps
 
     return {
@@ -56,6 +57,7 @@ def describe_profile(found: Profile) -> dict[str, Any]:
         "tool": found.tool,
         "kernels": [asdict(row) for row in list_kernels(found)],
         "devices": [asdict(row) for row in list_devices(found)],
+        "device_traffic": [asdict(item) for item in measure_devices(found)],
         "hardware": msgspec.to_builtins(found.devices),
         "steps": [asdict(row) for row in list_steps(found)],
         "other_totals": [msgspec.to_builtins(total) for total in found.totals if total.what != "kernel"],
@@ -70,6 +72,7 @@ def _print(found: Profile, top: int) -> None:
 
     import msgspec
 
+    from calibration.profilers.hbm import measure_devices
     from calibration.profilers.summary import list_absent, list_devices, list_kernels, list_steps
     from moesim.cli.output import print_table, stderr, stdout
 
@@ -82,6 +85,7 @@ def _print(found: Profile, top: int) -> None:
         print_table("Devices", _readable([msgspec.to_builtins(device) for device in found.devices]))
     for title, rows in (
         ("Devices in use", [asdict(row) for row in list_devices(found)]),
+        ("Memory traffic of devices", [asdict(item) for item in measure_devices(found)]),
         ("Steps", [asdict(row) for row in list_steps(found)]),
         ("Other", [msgspec.to_builtins(total) for total in found.totals if total.what != "kernel"][:top]),
         (
@@ -113,7 +117,7 @@ def _cell(name: str, value: Any) -> tuple[str, Any]:
         return f"{name[:-2]} us", value * 1e6 if value is not None else None
     if name.endswith("_bytes"):
         return f"{name[:-6]} MB", value / 1e6 if value is not None else None
-    if name in {"share", "peak_share", "idle_share", "occupancy"}:
+    if name.endswith("share") or name == "occupancy":
         return name, f"{value:.1%}" if value is not None else None
     return name, _shown(value) if isinstance(value, str) else value
 

@@ -7,6 +7,7 @@ What lies behind the L2 on MI300 is the Infinity Cache, so the bytes are what th
 other devices are in them too (RDREQ less RDREQ_DRAM, 0.1 % of the saved copy).
 
 NVIDIA: dram__bytes_read.sum and dram__bytes_write.sum of Nsight Compute, or its "Memory Throughput" times duration.
+Nsight Systems samples the memory's load in per cent of its peak: bytes follow from the mean and the sampled time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _OCCUPANCY = (
     "Achieved Occupancy",
     "est. achieved occupancy %",
 )
+SAMPLED = "sampled time"
+"""Counter of the time over which a device's metrics were sampled."""
+_SAMPLES = re.compile(r"^DRAM (?P<way>Read|Write) (?:Bandwidth|Throughput)\b.*%")
 _TICK_S = 0.9e-9
 _INSTANCE = re.compile(r"^(?P<name>.+)\[\d+\]$")
 
@@ -52,6 +56,44 @@ class Traffic:
         if self.total_bytes is None or self.duration_s is None or self.duration_s < _TICK_S:
             return None
         return self.total_bytes / self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTraffic:
+    """Memory traffic of a device over the whole recording, from sampled loads; None without the device's peak."""
+
+    device: str
+    sampled_s: float
+    read_share: float | None
+    write_share: float | None
+    read_bytes: float | None
+    write_bytes: float | None
+    bytes_per_s: float | None
+
+
+def measure_devices(profile: Profile) -> tuple[DeviceTraffic, ...]:
+    """Traffic of every device whose memory load was sampled."""
+    peaks = {device.device: device.memory_bytes_per_s for device in profile.devices}
+    times = {item.device: item.value for item in profile.counters if item.counter == SAMPLED}
+    shares: dict[str, dict[str, float]] = defaultdict(dict)
+    for counter in profile.counters:
+        if counter.dispatch is None and (found := _SAMPLES.match(counter.counter)):
+            shares[counter.device][found["way"]] = counter.value / 100
+    return tuple(_device(name, times.get(name, 0.0), ways, peaks.get(name)) for name, ways in sorted(shares.items()))
+
+
+def _device(name: str, sampled_s: float, ways: Mapping[str, float], peak: float | None) -> DeviceTraffic:
+    read, write = ways.get("Read"), ways.get("Write")
+    rates = [share * peak for share in (read, write) if share is not None and peak is not None]
+    return DeviceTraffic(
+        device=name,
+        sampled_s=sampled_s,
+        read_share=read,
+        write_share=write,
+        read_bytes=read * peak * sampled_s if read is not None and peak is not None else None,
+        write_bytes=write * peak * sampled_s if write is not None and peak is not None else None,
+        bytes_per_s=sum(rates) if len(rates) == 2 else None,
+    )
 
 
 def measure_traffic(profile: Profile) -> tuple[Traffic, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration.profilers.building import RawKernel, check_span, make_kernels, origin_ns, place_by_launch, sum_up
 from calibration.profilers.database import Database, open_database, optional_whole, whole
+from calibration.profilers.hbm import SAMPLED
 from calibration.profilers.steps import StepFinder, choose_steps, looks_like_step, make_step
 from calibration.profilers.tables import Counter, Device, Profile, Step, Total
 from calibration.sources import LIMITS, Limits
@@ -156,23 +157,33 @@ def _read_devices(database: Database) -> tuple[Device, ...]:
 
 def _read_metrics(database: Database) -> tuple[Counter, ...]:
     """Sampled GPU metrics as means over the recording; the low byte of typeId is the GPU's number."""
-    if not database.has("GPU_METRICS", "typeId", "metricId", "value"):
+    if not database.has("GPU_METRICS", "timestamp", "typeId", "metricId", "value"):
         return ()
     names = {}
     if database.has("TARGET_INFO_GPU_METRICS", "typeId", "metricId", "metricName"):
         rows = database.rows("TARGET_INFO_GPU_METRICS", ("typeId", "metricId", "metricName"))
         names = {(kind, metric): str(name) for kind, metric, name in rows}
     sums: dict[tuple[Any, Any], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for kind, metric, value in database.rows("GPU_METRICS", ("typeId", "metricId", "value")):
+    times: dict[Any, list[int]] = {}
+    place = f"{database.path}: table GPU_METRICS"
+    for stamp, kind, metric, value in database.rows("GPU_METRICS", ("timestamp", "typeId", "metricId", "value")):
         entry = sums[kind, metric]
-        entry[0] += whole(value, f"{database.path}: table GPU_METRICS, value")
+        entry[0] += whole(value, f"{place}, value")
         entry[1] += 1
+        first, last = times.setdefault(kind, [whole(stamp, place), whole(stamp, place)])
+        times[kind] = [min(first, stamp), max(last, stamp)]
     found: list[Counter] = []
     for (kind, metric), (total, count) in sums.items():
         name = names.get((kind, metric), f"metric {metric}")
-        device = f"GPU {whole(kind, f'{database.path}: table GPU_METRICS, typeId') & 0xFF}"
+        device = f"GPU {whole(kind, f'{place}, typeId') & 0xFF}"
         unit = "%" if name.endswith("%]") or "Throughput %" in name else ""
         found.append(Counter(kernel="", device=device, dispatch=None, counter=name, value=total / count, unit=unit))
+    for kind, (first, last) in times.items():
+        device = f"GPU {whole(kind, f'{place}, typeId') & 0xFF}"
+        sampled = Counter(
+            kernel="", device=device, dispatch=None, counter=SAMPLED, value=(last - first) * 1e-9, unit="s"
+        )
+        found.append(sampled)
     return tuple(found)
 
 

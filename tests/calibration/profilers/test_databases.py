@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from calibration.profilers import read_profile
-from calibration.profilers.hbm import measure_traffic
+from calibration.profilers.hbm import measure_devices, measure_traffic
 from calibration.profilers.summary import list_absent
 from calibration.sources import Limits
 from moesim.errors import InputError
@@ -73,6 +73,9 @@ def test_nsys_graph_nodes_steps_metrics_and_device(tmp_path):
     assert profile.steps[0].context.query == 64
     assert profile.steps[0].tokens == 67
     metric = profile.counters[0]
+    (traffic,) = measure_devices(profile)
+    assert traffic.read_bytes == pytest.approx(0.5 * 3.35e12 * 1e-6), "half the peak over a microsecond of samples"
+    assert (traffic.write_bytes, traffic.bytes_per_s) == (None, None)
     assert (metric.counter, metric.value, metric.unit, metric.device) == (
         "DRAM Read Bandwidth [Throughput %]",
         50.0,
