@@ -41,8 +41,8 @@ def _possible(loads: FloatArray, target: float, num_slots: int, num_ranks: int) 
     target *= 1 + 1e-12
     rank_slots, extra = num_slots // num_ranks, num_slots - len(loads)
     light = _lightest_neighbours(loads, rank_slots - 1, extra)
-    if target < 2 * _heaviest_of_lightest(loads, rank_slots - 1):
-        light = np.zeros(1)
+    if target - light[0] < 2 * _heaviest_of_lightest(loads, rank_slots - 1):
+        light = np.zeros(1)  # a replica of a heavy expert could be the lightest neighbour, and its extras count twice
     room = target - light
     spent = np.arange(len(light))
     usable = room > 0

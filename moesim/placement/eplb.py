@@ -49,13 +49,12 @@ def _drop_twins(loads: FloatArray, physical: IntArray, num_ranks: int) -> IntArr
     Either the second replica changes places with a slot of another rank, or its slot goes to another expert.
     """
     plan = physical.reshape(num_ranks, -1).copy()
-    for rank, row in enumerate(plan):
-        for slot in range(len(row)):
-            if row[slot] in row[:slot]:
-                trials = np.array(list(_partings(plan, rank, slot, len(loads))))
-                carried = rank_loads_of(np.broadcast_to(loads, (len(trials), len(loads))), trials, num_ranks)
-                plan = trials[np.lexsort(((carried**2).sum(axis=1), carried.max(axis=1)))[0]].reshape(plan.shape)
-                row = plan[rank]  # noqa: PLW2901
+    for rank, slot in np.ndindex(plan.shape):
+        if plan[rank, slot] not in plan[rank, :slot]:
+            continue
+        trials = np.array(list(_partings(plan, rank, slot, len(loads))))
+        carried = rank_loads_of(np.broadcast_to(loads, (len(trials), len(loads))), trials, num_ranks)
+        plan = trials[np.lexsort(((carried**2).sum(axis=1), carried.max(axis=1)))[0]].reshape(plan.shape)
     return plan.ravel()
 
 

@@ -207,5 +207,5 @@ def _certify(layer: int, loads: FloatArray, physical: IntArray, num_ranks: int, 
     mean = float(loads.sum()) / num_ranks
     if mean == 0:
         return LayerPlan(layer, physical, 1.0, 1.0, 0.0)
-    top = float(carried.max())
-    return LayerPlan(layer, physical, top / mean, min(max(bound / mean, 1.0), top / mean), float(gini(carried)))
+    top = max(float(carried.max()) / mean, 1.0)
+    return LayerPlan(layer, physical, top, min(max(bound / mean, 1.0), top), float(gini(carried)))

@@ -3,7 +3,7 @@
 Three numbers go by one name. Sequences in flight (`max_num_seqs`, times the data-parallel ranks) bound the tokens of
 a decode step (one a sequence, padded to a captured graph), and routing spreads those over the experts: T k / E each
 on average, far more or fewer with skew. The question behind expert-aware batching is the third: how deep must the
-queue be before an expert's matrix product is bound by arithmetic rather than by reading its weights, and what does a
+queue be before an expert's product spends more time on its tokens than on reading its weights, and what does a
 step take by then. Dual-batch overlap halves the tokens of a product to hide the exchange behind the other half.
 """
 

@@ -20,7 +20,7 @@ def gini(loads: FloatArray) -> FloatArray:
     rank = np.arange(1, size + 1)
     total = ordered.sum(axis=-1)
     weighted = ((2 * rank - size - 1) * ordered).sum(axis=-1)
-    return np.divide(weighted, size * total, out=np.zeros_like(total, dtype=float), where=total > 0)
+    return np.divide(np.maximum(weighted, 0), size * total, out=np.zeros_like(total, dtype=float), where=total > 0)
 
 
 def coefficient_of_variation(loads: FloatArray) -> FloatArray:
