@@ -43,6 +43,7 @@ class Scheduler:
 
     __slots__ = (
         "_ages",
+        "_caching",
         "_finishing",
         "_held",
         "_limit",
@@ -76,6 +77,7 @@ class Scheduler:
         self.preemptions = 0
         self.preempted: list[Request] = []
         self.phase = [0] * deployment.block_size
+        self._caching = deployment.enable_prefix_caching
         self._limit = deployment.max_num_seqs
         self._lookahead = 1 if deployment.async_scheduling else 0
         self._finishing: list[tuple[int, int, Request]] = []
@@ -247,7 +249,7 @@ class Scheduler:
 
     def _start(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> bool:
         pool, hit, cached = self.pool, 0, 0
-        if request.prefix_id >= 0 or request.warm_tokens:
+        if self._caching and (request.prefix_id >= 0 or request.warm_tokens):
             hit = pool.cached_blocks(request)
             cached = max(hit, self._warm_blocks(request)) * pool.block_size
         left = request.target - cached
@@ -311,7 +313,7 @@ class Scheduler:
             request.computed += new
             if request.computed == request.target:
                 self.prefilling.remove(request)
-                if request.prefix_id >= 0:
+                if self._caching and request.prefix_id >= 0:
                     self.pool.publish(request)
                 self._enter_decode(request)
                 started.append(request)
