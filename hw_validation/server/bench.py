@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from hw_validation.experiment.runs import PlannedRun
-from hw_validation.server.process import tail
+from hw_validation.server.process import installed, tail
 from moesim.errors import InputError
 from moesim.scenarios import make_workload
 
@@ -36,6 +36,7 @@ def bench_arguments(run: PlannedRun, folder: Path, base_url: str, replicas: int 
     else:
         arguments += ["--max-concurrency", str(_share(_concurrency(run), replicas, replica))]
     arguments += ["--ignore-eos", "--temperature", "1.0", "--save-detailed", "--disable-tqdm"]
+    arguments += ["--ready-check-timeout-sec", "0"]
     return [*arguments, "--percentile-metrics", "ttft,tpot,itl,e2el"]
 
 
@@ -121,7 +122,9 @@ def run_command(arguments: list[str], result: Path, log: Path) -> dict[str, Any]
     result.unlink(missing_ok=True)
     try:
         with log.open("ab") as output:
-            done = subprocess.run(bench_command(arguments, result), stdout=output, stderr=output, check=False)
+            done = subprocess.run(
+                installed(bench_command(arguments, result)), stdout=output, stderr=output, check=False
+            )
     except FileNotFoundError:
         raise BenchmarkError("vllm: command not found; install vLLM, or put it on PATH") from None
     if done.returncode or not result.is_file():

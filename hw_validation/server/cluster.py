@@ -25,7 +25,7 @@ def start_all(stack: ExitStack, server: Server, folder: Path, options: RunOption
         return [_start_over_nodes(stack, server, folder, options)]
     replicas, size = server.deployment.num_engines, replica_gpus(server)
     running: list[RunningServer] = []
-    for replica in range(replicas):
+    for replica in range(replicas):  # one after the other: all compile into the same cache
         devices = range(replica * size, (replica + 1) * size) if replicas > 1 else None
         port = free_port()
         log = options.work_dir / f"server-{replica}.log"

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from hw_validation.dummy_server import call_workers
 from hw_validation.experiment.cost import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.experiment.runs import PlannedRun, Server, group_by_server
 from hw_validation.machine import amd, nvidia
@@ -26,7 +27,7 @@ from hw_validation.server.options import Outcome, RunOptions
 from hw_validation.server.prepare import prepare_folder
 from hw_validation.server.probe import Facts, check_facts, post, read_facts
 from hw_validation.server.process import RunningServer, ServerStartError
-from hw_validation.server.results import summarize_results
+from hw_validation.server.results import check_lengths, requests_table, summarize_results
 from hw_validation.server.setup import make_setup, read_machine
 from moesim.errors import InputError
 from moesim.scenarios import make_scenario
@@ -98,9 +99,12 @@ class ServedRuns:
         self._folder, self._log, self._options, self._machine = folder, log, options, machine
         self._warmed: set[tuple[int, int]] = set()
         self._source, self._reader = choose_reader()
+        self._loads: dict[str, float] = {}
 
     def measure(self, runs: list[PlannedRun]) -> list[str]:
         """Measure and record each run; the reasons of those that failed."""
+        self._probe()
+        self._loads = self._condition_weights()
         failed: list[str] = []
         in_a_row = 0
         for run in runs:
@@ -129,13 +133,15 @@ class ServedRuns:
             results = self._drive(run)
         after = [read_counters(server.base_url) for server in self._running]
         self._probe()
-        values = summarize_results(results) | difference(before, after) | sampler.values()
+        request = run.request
+        values = summarize_results(results)
+        check_lengths(results, request.input_len, request.output_len, request.range_ratio)
+        values |= difference(before, after) | sampler.values()
         values["server_start_s"] = max(server.start_s for server in self._running)
-        extra: dict[str, Any] = {"client": self._clients[0].kind, "gpu_samples_from": self._source}
+        extra: dict[str, Any] = {"client": self._clients[0].kind, "gpu_samples_from": self._source, **self._loads}
         setup = make_setup(self._server, self._machine, facts, extra)
-        return make_record(
-            kind_of(run), run.key, setup, describe_point(run), values=values, tables=_table(sampler.table())
-        )
+        tables = requests_table(results) | _table(sampler.table())
+        return make_record(kind_of(run), run.key, setup, describe_point(run), values=values, tables=tables)
 
     def _probe(self) -> Facts:
         """The servers' facts, each held against the plan; those of the first are recorded."""
@@ -143,6 +149,20 @@ class ServedRuns:
         for found, server in zip(facts, self._running, strict=True):
             check_facts(self._server, found, server.base_url)
         return facts[0]
+
+    def _condition_weights(self) -> dict[str, float]:
+        """Make random weights route as trained ones do; the load figures that follow, of the first server."""
+        model = self._server.model
+        if self._server.measurement.load_format != "dummy" or model.moe is None:
+            return {}
+        try:
+            found = [
+                call_workers(server.base_url, "condition_dummy_weights", str(model.moe.top_k))
+                for server in self._running
+            ]
+        except (OSError, ValueError, KeyError) as error:
+            raise ServerStartError(f"{self._server.name}: its random weights cannot be conditioned ({error})") from None
+        return found[0][0]
 
     def _warm_up(self, run: PlannedRun) -> None:
         for batch in warm_up_batches(make_scenario(run.request)):

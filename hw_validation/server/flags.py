@@ -11,6 +11,8 @@ from moesim.errors import InputError
 from moesim.specs.deployment import Deployment
 
 RPC_PORT = 13345
+EXTENSION = "hw_validation.serving_worker.WorkerExtension"
+"""Lets the runner make random weights route as trained ones do (`hw_validation.dummy_weights`)."""
 DEFAULT_CAPTURE = Deployment().max_cudagraph_capture_size
 
 
@@ -74,8 +76,8 @@ def _engine(server: Server) -> list[str]:
         flags.append("--enforce-eager")
     if deployment.max_cudagraph_capture_size != DEFAULT_CAPTURE:
         flags += ["--max-cudagraph-capture-size", str(deployment.max_cudagraph_capture_size)]
-    if measurement.load_format != "auto":
-        flags += ["--load-format", measurement.load_format]
+    if measurement.load_format == "dummy":
+        flags += ["--load-format", "dummy", "--worker-extension-cls", EXTENSION]
     if measurement.attention_backend:
         flags += ["--attention-backend", measurement.attention_backend]
     return flags

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from hw_validation.dummy_models import write_model_folder
+from hw_validation.dummy_tokenizer import write_tokenizer
 from hw_validation.experiment.paths import model_folder
 from hw_validation.experiment.runs import Server
-from hw_validation.server.tokenizer import write_tokenizer
 from moesim.errors import InputError
 from moesim.specs.loading import read_document
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -65,7 +67,7 @@ def supervised(
 ) -> Generator[subprocess.Popen[bytes], None, None]:
     """Run `command` under the supervisor, its output in `log`; the group is stopped when the block is left."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "hw_validation.server.supervise", "--", *command]
+    words = [sys.executable, "-m", "hw_validation.server.supervise", "--", *installed(command)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=output, stderr=output, env=os.environ | variables, cwd=Path.cwd()
@@ -74,6 +76,13 @@ def supervised(
         yield process
     finally:
         _stop(process)
+
+
+def installed(command: list[str]) -> list[str]:
+    """The command; `vllm` as a module of this Python where it is importable but not on PATH."""
+    if command[0] != "vllm" or shutil.which("vllm") or find_spec("vllm") is None:
+        return command
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,34 @@ from hw_validation.summaries import summarize
 Values = dict[str, float | None]
 
 
+def check_lengths(results: list[dict[str, Any]], input_len: int, output_len: int, range_ratio: float) -> None:
+    """Refuse prompts or answers of other lengths than asked for, which would make every figure wrong.
+
+    A tokenizer may split a random prompt anew: up to 2 % of the prompts' tokens may differ. Answers may not.
+
+    Raises:
+        BenchmarkError: naming what was asked and what came.
+    """
+    outputs = [int(count) for result in results for count in result["output_lens"]]
+    inputs = [int(count) for result in results for count in result["input_lens"]]
+    low, high = output_len * (1 - range_ratio) - 1, output_len * (1 + range_ratio) + 1
+    if not all(low < count < high for count in outputs):
+        raise BenchmarkError(f"answers have {min(outputs)} to {max(outputs)} tokens, {output_len} were asked for")
+    mean, slack = sum(inputs) / len(inputs), input_len * max(0.02, range_ratio)
+    if abs(mean - input_len) > slack:
+        raise BenchmarkError(f"prompts have {mean:.1f} tokens on average, {input_len} were asked for")
+
+
+def requests_table(results: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Each request's sending time (s, from the first of its client) and time to first token (ms)."""
+    sent: list[float] = []
+    for result in results:
+        times = [float(time) for time in result.get("start_times", [])]
+        sent += [round(time - min(times), 5) for time in times]
+    first = [round(1e3 * float(value), 3) for result in results for value in result["ttfts"]]
+    return {"sent_s": sent, "ttft_ms": first}
+
+
 def summarize_results(results: list[dict[str, Any]]) -> Values:
     """Values of a run from the detailed results of its clients, which ran side by side.
 

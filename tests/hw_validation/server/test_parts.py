@@ -12,8 +12,7 @@ from hw_validation.server.bench import BenchmarkError
 from hw_validation.server.counters import difference, parse_counters
 from hw_validation.server.expert_counts import count_experts, load_statistics
 from hw_validation.server.process import ServerStartError, started
-from hw_validation.server.results import summarize_results
-from hw_validation.server.tokenizer import write_tokenizer
+from hw_validation.server.results import check_lengths, summarize_results
 from moesim.specs.catalog import get_model
 from tests.hw_validation.server.site import alive, wait_for
 
@@ -65,6 +64,15 @@ def test_summary_without_details_is_refused() -> None:
         summarize_results([{"duration": 1.0, "completed": 3}])
 
 
+def test_lengths_may_spread_as_far_as_they_were_asked_to() -> None:
+    results = [result(input_lens=[90, 110], output_lens=[8, 12])]
+    check_lengths(results, 100, 10, range_ratio=0.2)
+    with pytest.raises(BenchmarkError, match="answers have 8 to 12 tokens"):
+        check_lengths(results, 100, 10, range_ratio=0.0)
+    with pytest.raises(BenchmarkError, match=r"prompts have 100\.0 tokens on average, 128"):
+        check_lengths(results, 128, 10, range_ratio=0.2)
+
+
 def test_counters_are_summed_over_engines_and_differenced() -> None:
     lines = ("# HELP x", 'vllm:num_preemptions_total{engine="0"} 2.0', 'vllm:num_preemptions_total{engine="1"} 1')
     page = "\n".join(lines)
@@ -95,14 +103,6 @@ def test_imbalance_of_even_and_of_one_sided_loads() -> None:
     one_sided = load_statistics([[20, 0, 0, 0], [0, 0, 0, 0]])
     assert one_sided["expert_load_max_over_mean"] == pytest.approx(4)
     assert one_sided["expert_unused_share"] == pytest.approx(0.75)
-
-
-def test_random_words_keep_their_number_of_tokens(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    write_tokenizer(tmp_path, 1000)
-    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    ids = np.random.default_rng(1).integers(0, 1000, 300).tolist()
-    assert tokenizer.encode(tokenizer.decode(ids)).ids == ids
 
 
 def test_whole_group_ends_even_when_the_block_raises(tmp_path: Path) -> None:

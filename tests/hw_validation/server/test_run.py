@@ -35,6 +35,8 @@ def test_every_run_leaves_one_record_and_no_process(site: Site) -> None:
     assert values["gpu_power_mean_w"] == pytest.approx(650.5)
     assert values["preemptions"] == 0
     assert first["tables"]["gpu_index"][:2] == [0, 1]
+    assert first["tables"]["sent_s"] == list(range(8))
+    assert first["setup"]["flags"]["routers_redrawn"] == 16
 
 
 def test_each_batch_size_is_warmed_once_before_its_run(site: Site) -> None:
@@ -50,7 +52,7 @@ def test_prefix_cache_is_reset_before_every_run_or_off(site: Site) -> None:
     off = Site(site.folder / "off")
     off.experiment["base"]["enable_prefix_caching"] = False
     assert off.run()[0] == 0
-    assert not off.calls("post")
+    assert not off.calls("post /reset")
     assert all("--no-enable-prefix-caching" in call for call in off.calls("serve"))
 
 
@@ -116,6 +118,38 @@ def test_failed_requests_are_not_recorded(site: Site) -> None:
     assert code == 1
     assert "3 requests failed" in output
     assert site.records() == []
+
+
+def test_answers_of_another_length_are_not_recorded(site: Site) -> None:
+    site.variables["FAKE_SHORT"] = "2"
+    code, output = site.run()
+    assert code == 1
+    assert "answers have 6 to 6 tokens, 8 were asked for" in output
+    assert site.records() == []
+
+
+def test_real_weights_are_left_alone_and_must_be_there(site: Site) -> None:
+    site.experiment["measurement"] = {}
+    code, output = site.run()
+    assert code == 2
+    assert "run `moesim-hw fetch allenai/OLMoE-1B-7B-0924`" in output
+    snapshot = site.folder / "models" / "allenai--OLMoE-1B-7B-0924"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    assert site.run()[0] == 0
+    assert not site.calls("post /collective_rpc")
+    assert {record["setup"]["weights"] for record in site.records()} == {"real"}
+
+
+def test_records_are_read_by_calibration(site: Site) -> None:
+    from calibration.readers.records import read
+
+    site.run()
+    found = read(site.log)
+    assert [item.kind for item in found] == ["serving"] * 4
+    assert found[1].request["concurrency"] == 2
+    assert found[0].hardware.accelerator == "h200"
 
 
 def test_server_that_ends_is_told_with_its_log(site: Site) -> None:
