@@ -41,6 +41,6 @@ def test_table_follows_the_function_and_both_forms_agree(case, sequences: int, m
     few = np.array(table.few_steps_s(context, steps, 1e-3))
     np.testing.assert_allclose(table.steps_s(context, steps, 1e-3), few, rtol=1e-12)
     exact = attention.decode_steps_s(sequences, context + sequences * np.arange(steps, dtype=float)) + 1e-3
-    np.testing.assert_allclose(few, exact, rtol=0.03)
+    np.testing.assert_allclose(few, exact, rtol=0.08)
     assert few.mean() == pytest.approx(exact.mean(), rel=0.02)
     assert (np.diff(few) >= -1e-15).all()
