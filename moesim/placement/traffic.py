@@ -64,7 +64,8 @@ def recorded_traffic(
 def expected_traffic(
     loads: FloatArray, physical: IntArray, num_ranks: int, num_nodes: int, top_k: int | None
 ) -> Traffic:
-    """Traffic expected from `loads` [experts] alone, a token's experts being independent.
+    """Traffic expected from `loads` [experts] alone, a token's experts being independent (up to 5 % low for
+    few experts a rank, since a token's choices are distinct).
 
     Args:
         top_k: experts of a token; None counts every choice as a copy of its own (an upper bound).

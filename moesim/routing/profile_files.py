@@ -47,12 +47,13 @@ def read_profile(path: Path, num_experts: int | None = None, keep_warmup: bool =
 
 
 def _looks_like_choices(values: Array) -> bool:
-    """Whole numbers whose last axis always holds distinct ids, more of them than the axis is long."""
+    """Whole numbers whose last axis holds distinct ids wherever it was written, from more ids than it is long."""
     if values.ndim != 3 or values.dtype.kind not in "iu" or not values.size or values.shape[2] > _MOST_TOP_K:
         return False
-    ordered = np.sort(values, axis=2)
-    distinct = (ordered[:, :, 1:] != ordered[:, :, :-1]).all(axis=2)
-    return bool(distinct.mean() > 0.5 and values.min() >= 0 and values.max() >= values.shape[2])
+    written = values.any(axis=2)
+    ordered = np.sort(values[written], axis=1)
+    distinct = (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
+    return bool(len(distinct) and distinct.mean() > 0.98 and values.min() >= 0 and values.max() >= values.shape[2])
 
 
 def _choices_profile(values: Array, path: Path, num_experts: int | None, keep_warmup: bool) -> RoutingProfile:

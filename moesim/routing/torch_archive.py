@@ -41,8 +41,9 @@ def read_torch_archive(path: Path) -> Any:
     Raises:
         InputError: not a zip archive of torch, damaged, too large, or holding anything but plain data and tensors.
     """
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"routing: {path} is a bare pickle, which could run code when loaded; refused; {_FIX}")
+    with path.open("rb") as stream:
+        if stream.read(2) != b"PK":
+            raise InputError(f"routing: {path} is a bare pickle, which could run code when loaded; refused; {_FIX}")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
