@@ -41,11 +41,13 @@ _FLAWS = (
 class Limits:
     """The largest input that is read; what is larger is refused, never cut.
 
-    `table_bytes` and `json_bytes` count unpacked bytes, so that a compressed file cannot grow past them.
+    `table_bytes` and `json_bytes` count unpacked bytes, so that a compressed file cannot grow past them;
+    `json_items` counts commas and brackets, since a list of empty lists takes thirty times its text in memory.
     """
 
     table_bytes: int = 4 << 30
     json_bytes: int = 512 << 20
+    json_items: int = 60_000_000
     database_bytes: int = 16 << 30
     line_bytes: int = 4 << 20
     rows: int = 5_000_000
@@ -85,6 +87,9 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
 def read_json(path: Path, kind: type[T], limits: Limits = LIMITS) -> T:
     """A JSON file as `kind` (fields that it does not name are skipped). Raises InputError with the place."""
     content = read_bytes(path, limits.json_bytes)
+    items = sum(content.count(mark) for mark in (b",", b"{", b"["))
+    if items > limits.json_items:
+        raise InputError(f"{path}: holds {items} JSON items, more than the limit of {limits.json_items}")
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from calibration.profilers.tables import Counter, Kernel, Size, Total
 from moesim.errors import InputError
+
+
+MAX_COUNTERS = 10_000_000
 
 
 class RawKernel(NamedTuple):
@@ -85,9 +89,10 @@ def blocks_of(items: Size, block: Size, place: str) -> Size:
 
 
 class CounterTable:
-    """Collects counter values: instances of one pass are added up, repeated passes averaged."""
+    """Collects the counter values of a file: instances of one pass are added up, repeated passes averaged."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._passes: dict[tuple[str, str, int, str], dict[object, float]] = {}
         self._units: dict[tuple[str, str, int, str], str] = {}
 
@@ -97,6 +102,8 @@ class CounterTable:
         readings = self._passes.setdefault(key, {})
         readings[run] = readings.get(run, 0.0) + value
         self._units[key] = unit
+        if len(self._units) > MAX_COUNTERS:
+            raise InputError(f"{self._path}: holds more than {MAX_COUNTERS} counter values, the limit")
 
     def make(self) -> tuple[Counter, ...]:
         """The counter table, in order of first appearance."""

@@ -65,7 +65,7 @@ def read_database(database: Database) -> Profile:
     finder = StepFinder(steps)
     launches = {key: start for recording in recordings for key, start in recording.launches().items()}
     placed = place_by_launch(raws, lambda raw: launches.get((raw.device, raw.correlation)), finder.at, origin)
-    counters = CounterTable()
+    counters = CounterTable(database.path)
     for recording in recordings:
         recording.count(counters)
     made = counters.make()

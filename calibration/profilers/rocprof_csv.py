@@ -107,7 +107,7 @@ def _traced_kernel(row: Cells) -> RawKernel:
 
 
 def _read_long(path: Path, rows: Iterator[Cells]) -> Profile:
-    counters, kernels, remarks = CounterTable(), dict[object, RawKernel](), dict[str, None]()
+    counters, kernels, remarks = CounterTable(path), dict[object, RawKernel](), dict[str, None]()
     for row in rows:
         kernel = _dispatched_kernel(row, remarks)
         run = (kernel.device, kernel.dispatch, kernel.start_ns)
@@ -136,7 +136,7 @@ def _passes(executions: int, dispatches: int) -> tuple[str, ...]:
 
 
 def _read_wide(path: Path, rows: Iterator[Cells]) -> Profile:
-    counters, kernels, remarks = CounterTable(), list[RawKernel](), dict[str, None]()
+    counters, kernels, remarks = CounterTable(path), list[RawKernel](), dict[str, None]()
     for row in rows:
         kernel = _dispatched_kernel(row, remarks)
         kernels.append(kernel)

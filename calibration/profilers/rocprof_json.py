@@ -121,7 +121,7 @@ def read(path: Path, limits: Limits = LIMITS) -> Profile:
     processes = read_json(path, _Document, limits).processes
     several = len(processes) > 1
     raws: list[RawKernel] = []
-    counters, devices = CounterTable(), list[Device]()
+    counters, devices = CounterTable(path), list[Device]()
     for process in processes:
         named = _Named(path, process, f"process {process.metadata.pid} " if several else "")
         raws.extend(named.kernel(dispatch) for dispatch in process.buffer_records.kernel_dispatch)

@@ -84,7 +84,7 @@ def _read_json(path: Path, limits: Limits) -> list[Measurement] | None:
 def _text(raw: msgspec.Raw | None) -> str:
     try:
         return msgspec.json.decode(raw, type=str) if raw is not None else ""
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return ""
 
 

@@ -54,6 +54,23 @@ def test_bombs_stop_at_the_limit(tmp_path, packer):
         read_profile(path, Limits(json_bytes=2_000_000))
 
 
+def test_json_that_grows_in_memory_is_refused(tmp_path):
+    path = tmp_path / "trace.json"
+    path.write_text('{"traceEvents": [' + "{}," * 5000 + "{}]}")
+    with pytest.raises(InputError, match="JSON items"):
+        read_profile(path, Limits(json_items=9000))
+    assert read_profile(path).kernels == ()
+
+
+def test_a_wide_table_of_counters_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("calibration.profilers.building.MAX_COUNTERS", 50)
+    path = tmp_path / "wide.csv"
+    names = [f"SQ_{number}" for number in range(60)]
+    path.write_text(f"Dispatch_ID,Kernel_Name,{','.join(names)}\n1,k,{','.join('1' * 60)}\n")
+    with pytest.raises(InputError, match="more than 50 counter values"):
+        read_profile(path)
+
+
 def test_packed_files_that_are_cut_damaged_or_crowded(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(gzip.compress(os.urandom(5000))[:3000])
