@@ -9,7 +9,6 @@ from typing import NamedTuple
 from calibration.profilers.tables import Counter, Kernel, Size, Total
 from moesim.errors import InputError
 
-
 MAX_COUNTERS = 10_000_000
 
 
