@@ -18,21 +18,31 @@ from moesim.costs.prefill_attention import causal_pairs, flash_kernel, prefill_s
 
 FloatArray = NDArray[np.float64]
 _SHAPE = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
+AMPERE_DECODE_START = {
+    "decode_start_s": 8.5e-6,
+    "decode_tile_s": 4.2e-6,
+    "attention_hbm_efficiency": 0.7,
+    "decode_unit_share": 1.2,
+    "decode_split_tokens": 150.0,
+    "decode_exposed": 0.2,
+    "decode_combine_s": 9e-6,
+    "decode_regroup_s": 6.5e-6,
+}
 DECODE_START = {
-    "decode_start_s": 8e-6,
+    "decode_start_s": 7.5e-6,
     "decode_tile_s": 3.5e-6,
-    "attention_hbm_efficiency": 0.85,
-    "decode_unit_share": 1.4,
+    "attention_hbm_efficiency": 0.87,
+    "decode_unit_share": 1.3,
     "decode_split_tokens": 64.0,
-    "decode_exposed": 0.5,
-    "decode_combine_s": 2e-6,
+    "decode_exposed": 0.7,
+    "decode_combine_s": 2.4e-6,
 }
 HOPPER_DECODE_START = {
     **DECODE_START,
     "decode_sequence_s": 2e-8,
     "decode_dim_exponent": 0.4,
     "decode_window_tile": 0.6,
-    "attention_fp8_bandwidth": 0.6,
+    "decode_fp8_flops": 430.0,
     "attention_fp8_start": 1.15,
 }
 PREFILL_START = {
@@ -55,7 +65,7 @@ UNUSED = {
     "decode_regroup_s": 1e-12,
     "decode_dim_exponent": 0.4,
     "decode_window_tile": 0.6,
-    "attention_fp8_bandwidth": 1.0,
+    "decode_fp8_flops": 430.0,
     "attention_fp8_start": 1.0,
     "attention_fp8_compute": 1.0,
     "prefill_fp8_query": 1.0,
@@ -123,38 +133,24 @@ def _kv_bytes(table: KernelTable) -> FloatArray:
     return np.where(table.text("kv_cache_dtype") == "fp8", 1.0, 2.0)
 
 
-_SINGLE_TOKEN = (
-    "decode_start_s",
-    "decode_tile_s",
-    "decode_dim_exponent",
-    "decode_regroup_s",
-    "decode_sequence_s",
-    "attention_fp8_start",
-)
-"""Decode constants that prompts of one token show."""
-
-
 def _family(
     name: str, decode: Mapping[str, float], fixed: Mapping[str, float], prefill: Mapping[str, float] | None = None
 ) -> Family:
-    """A decode family, or with `prefill` the prefill family of the same library."""
+    """A decode family, or with `prefill` the prefill family of the same library (prompts of one token: as decode)."""
     if prefill is None:
         return Family(f"{name} decode", predict_generation, decode, _SHAPE, fixed, held=UNUSED)
-    shown = {constant: value for constant, value in decode.items() if constant in _SINGLE_TOKEN}
-    held = {**UNUSED, **decode}
-    return Family(f"{name} prefill", predict_context, {**prefill, **shown}, _SHAPE, fixed, held=held)
+    return Family(f"{name} prefill", predict_context, prefill, _SHAPE, fixed, held={**UNUSED, **decode})
 
 
-_FLASH2_DECODE = {**DECODE_START, "decode_regroup_s": 6e-6}
-_FLASH4_DECODE = {**DECODE_START, "decode_sequence_s": 1e-6}
+_FLASH4_DECODE = {**DECODE_START, "decode_sequence_s": 2e-6}
 GENERATION = {
-    "vllm_flash_attn": _family("FlashAttention-2", _FLASH2_DECODE, AMPERE_FIXED),
+    "vllm_flash_attn": _family("FlashAttention-2", AMPERE_DECODE_START, AMPERE_FIXED),
     "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED),
     "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED),
 }
 """Decode families by `kernel_source`."""
 CONTEXT = {
-    "vllm_flash_attn": _family("FlashAttention-2", _FLASH2_DECODE, AMPERE_FIXED, PREFILL_START),
+    "vllm_flash_attn": _family("FlashAttention-2", AMPERE_DECODE_START, AMPERE_FIXED, PREFILL_START),
     "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED, HOPPER_PREFILL_START),
     "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED, PREFILL_START),
 }

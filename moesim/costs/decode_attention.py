@@ -112,24 +112,27 @@ def grouped_query_kernel(
 ) -> DecodeKernel:
     """FlashAttention decode (grouped query heads share a tile). `kv_bytes`: of one cached value.
 
-    One-byte caches are converted on the way: their achieved bandwidth is lower and their start later. Kernels
-    that split only grouped heads (FlashAttention-2) have `decode_ungrouped_splits` = 1, and regroup the queries
-    of a batch with two copies.
+    One-byte caches are converted on the way, at a rate of the compute units that can lie below the memory's (H100
+    and H200 convert alike), and start later. Kernels that split only grouped heads (FlashAttention-2) have
+    `decode_ungrouped_splits` = 1, and regroup the queries of a batch with two copies.
     """
     group = heads / kv_heads
     one_byte = kv_bytes < 2
     units = kv_heads * np.ceil(group / _PACKED_ROWS)
     token_bytes = 2.0 * kv_heads * head_dim * kv_bytes
-    peak = accelerator.hbm_bandwidth_bytes_per_s * _ratio(one_byte, constants["attention_fp8_bandwidth"])
     start = _ratio(one_byte, constants["attention_fp8_start"])
-    unit_rate = peak * constants["decode_unit_share"] / accelerator.num_compute_units
+    convert = peak_rate(accelerator, "bf16") / constants["decode_fp8_flops"]
+    limit = np.where(one_byte, convert, np.inf)
+    peak = accelerator.hbm_bandwidth_bytes_per_s
+    chip_rate = np.minimum(peak * constants["attention_hbm_efficiency"], limit)
+    unit_rate = np.minimum(peak * constants["decode_unit_share"], limit) / accelerator.num_compute_units
     return DecodeKernel(
         compute_units=float(accelerator.num_compute_units),
         heads=units,
         token_bytes=token_bytes,
         start_s=constants["decode_start_s"] * start,
         tile_s=constants["decode_tile_s"] * start * (head_dim / 128.0) ** constants["decode_dim_exponent"],
-        chip_token_s=token_bytes / (peak * constants["attention_hbm_efficiency"]),
+        chip_token_s=token_bytes / chip_rate,
         unit_token_s=token_bytes / kv_heads / unit_rate,
         split_tokens=constants["decode_split_tokens"],
         max_splits=np.where(group > 1, constants["decode_max_splits"], constants["decode_ungrouped_splits"]) * 1.0,

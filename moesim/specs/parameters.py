@@ -82,7 +82,7 @@ ATTENTION_PARAMETERS = (
     "decode_regroup_s",
     "decode_sequence_s",
     "decode_window_tile",
-    "attention_fp8_bandwidth",
+    "decode_fp8_flops",
     "attention_fp8_start",
     "attention_fp8_compute",
     "prefill_start_s",
@@ -123,8 +123,10 @@ ENGINE_PARAMETERS = (
     "experts_slowdown",
     "attention_slowdown",
     "collective_slowdown",
+    "prompt_routing_exponent",
 )
-"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from."""
+"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, and how
+alike the tokens of one prompt are routed (n tokens touch the experts of n ** exponent independent ones)."""
 
 NETWORK_PARAMETERS = (
     "ring_ll_s",
@@ -180,6 +182,9 @@ HOST_PARAMETERS = (
     "host_concurrent_s",
     "host_lockstep_s",
     "host_launch_s",
+    "host_layer_s",
+    "host_uncaptured_s",
+    "host_piece_s",
     "host_eager_op_s",
     "graph_replay_s",
     "server_request_s",
@@ -288,6 +293,22 @@ class ParameterSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def __getitem__(self, name: str) -> float:
         """The estimate of one constant."""
         return self.parameters[name].value
+
+
+class RecordingSet(ParameterSet, frozen=True, kw_only=True):
+    """A set that remembers which constants were asked for: those that a prediction depends on."""
+
+    asked: dict[str, None] = msgspec.field(default_factory=dict[str, None])
+
+    def __getitem__(self, name: str) -> float:
+        """The estimate of one constant, noted."""
+        self.asked[name] = None
+        return self.parameters[name].value
+
+
+def recording(parameters: ParameterSet) -> RecordingSet:
+    """The set with a note of what is asked."""
+    return RecordingSet(**{name: getattr(parameters, name) for name in ParameterSet.__struct_fields__})
 
 
 def at_site(parameters: ParameterSet, site: str | None) -> ParameterSet:
