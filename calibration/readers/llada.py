@@ -24,6 +24,9 @@ class _Settings(msgspec.Struct, frozen=True):
     cache: str
     expert_execution: str
     graphs: bool
+    threshold: float | None = None
+    cache_refresh: int = 0
+    expert_loads: bool = False
 
 
 class _Parallel(msgspec.Struct, frozen=True):
@@ -75,13 +78,13 @@ def _to_measurement(run: _Run, place: str, source: Provenance) -> Measurement:
     device, layers = str(run.environment.get("device", "")), run.architecture.get("num_layers")
     if not isinstance(layers, int):
         raise InputError(f"{place}: architecture.num_layers is {str(layers)[:40]!r}, must be a whole number")
-    replicas = max(parallel.ranks // max(parallel.tp, parallel.ep, 1), 1)
+    replicas = max(parallel.ranks // max(parallel.tp, 1), 1)
     request = {
         "model": run.model,
         "hardware": device,
         "gpus": parallel.ranks,
         "tp": parallel.tp,
-        "dp": max(parallel.ranks // max(parallel.tp, 1), 1),
+        "dp": replicas,
         "ep": parallel.ep,
         "input_len": settings.prompt_len,
         "generation_len": settings.generation_len,
@@ -113,10 +116,22 @@ def _to_measurement(run: _Run, place: str, source: Provenance) -> Measurement:
         point=msgspec.to_builtins(settings),
         values=_values(run, place),
         tables={"repeats": run.repeats} | ({"expert_loads": [run.expert_loads]} if run.expert_loads else {}),
-        labels=("layers_reduced",) if run.layers_reduced_from else (),
+        labels=_labels(run),
         provenance=source,
     )
     return check_measurement(item, place)
+
+
+def _labels(run: _Run) -> tuple[str, ...]:
+    """What sets a run apart from the others of its settings: see `calibration.readers.measured` for those skipped."""
+    settings = run.settings
+    marks = {
+        "layers_reduced": run.layers_reduced_from is not None,
+        "forwards_vary": settings.threshold is not None or settings.cache_refresh > 0,
+        "expert_loads_counted": settings.expert_loads,
+        f"operators_{run.operators}": run.operators not in ("triton", "loop"),
+    }
+    return tuple(name for name, holds in marks.items() if holds)
 
 
 def _values(run: _Run, place: str) -> dict[str, float]:

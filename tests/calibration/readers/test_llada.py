@@ -61,6 +61,18 @@ def test_a_run_of_the_engine(tmp_path):
     assert item.values["floor_share"] == 0.5
 
 
+def test_what_sets_a_run_apart_is_labelled(tmp_path):
+    settings = run()["settings"]
+    path = write(
+        tmp_path / "llada.json", settings=settings | {"threshold": 0.9, "expert_loads": True}, operators="grouped_mm"
+    )
+    (item,) = read_measurements(path)
+    assert item.labels == ("forwards_vary", "expert_loads_counted", "operators_grouped_mm")
+    runs, skipped = read_runs(path)
+    assert not runs
+    assert "threshold" in skipped[0].reason
+
+
 def test_fewer_layers_are_told(tmp_path):
     path = write(tmp_path / "llada.json", architecture={"num_layers": 2}, layers_reduced_from=MODEL.num_layers)
     runs, skipped = read_runs(path)
