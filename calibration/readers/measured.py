@@ -57,4 +57,7 @@ def _to_run(item: Measurement) -> MeasuredRun | str:
     )
 
 
-_FLAWS = {"failed_requests": "some of its requests failed, so that its load is not what was asked for"}
+_FLAWS = {
+    "failed_requests": "some of its requests failed, so that its load is not what was asked for",
+    "forwards_vary": "a threshold or a refreshed cache decides its number of forwards, which moesim takes from steps",
+}
