@@ -9,7 +9,14 @@ from pathlib import Path
 from hw_validation.experiment.runs import Server
 from hw_validation.server.flags import replica_gpus, serve_command
 from hw_validation.server.options import RunOptions
-from hw_validation.server.process import RunningServer, free_port, started, supervised
+from hw_validation.server.process import (
+    LaunchedServer,
+    RunningServer,
+    free_port,
+    launch,
+    supervised,
+    wait_until_ready,
+)
 from hw_validation.server.variables import server_variables
 from moesim.errors import InputError
 
@@ -24,15 +31,14 @@ def start_all(stack: ExitStack, server: Server, folder: Path, options: RunOption
     if server.nodes > 1:
         return [_start_over_nodes(stack, server, folder, options)]
     replicas, size = server.deployment.num_engines, replica_gpus(server)
-    running: list[RunningServer] = []
-    for replica in range(replicas):  # one after the other: all compile into the same cache
+    launched: list[LaunchedServer] = []
+    for replica in range(replicas):
         devices = range(replica * size, (replica + 1) * size) if replicas > 1 else None
         port = free_port()
         log = options.work_dir / f"server-{replica}.log"
-        command = serve_command(server, folder, port)
-        variables = server_variables(server, devices)
-        running.append(stack.enter_context(started(command, variables, port, log, options.start_timeout_s)))
-    return running
+        command, variables = serve_command(server, folder, port), server_variables(server, devices)
+        launched.append(launch(stack, command, variables, port, log))
+    return [wait_until_ready(item, options.start_timeout_s) for item in launched]
 
 
 def _start_over_nodes(stack: ExitStack, server: Server, folder: Path, options: RunOptions) -> RunningServer:
@@ -50,7 +56,7 @@ def _start_over_nodes(stack: ExitStack, server: Server, folder: Path, options: R
         stack.enter_context(supervised(command, {}, options.work_dir / f"node-{node}.log"))
     command = serve_command(server, folder, port, 0, options.address)
     log = options.work_dir / "server-0.log"
-    return stack.enter_context(started(command, variables, port, log, options.start_timeout_s))
+    return wait_until_ready(launch(stack, command, variables, port, log), options.start_timeout_s)
 
 
 def remote_command(host: str, command: list[str], variables: dict[str, str]) -> list[str]:

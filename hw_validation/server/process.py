@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +36,16 @@ class RunningServer:
     log: Path
 
 
+@dataclass(frozen=True, slots=True)
+class LaunchedServer:
+    """A server process that may not answer yet; `begin_s` is its start by `time.perf_counter`."""
+
+    base_url: str
+    begin_s: float
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 def free_port() -> int:
     """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -43,22 +53,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def started(
-    command: list[str], variables: dict[str, str], port: int, log: Path, timeout_s: float
-) -> Generator[RunningServer, None, None]:
-    """Start a server and wait until /health answers; it is stopped when the block is left, by whatever way.
+def launch(stack: ExitStack, command: list[str], variables: dict[str, str], port: int, log: Path) -> LaunchedServer:
+    """Start a server that will listen at `port`; it is stopped when `stack` closes, by whatever way.
 
     Raises:
-        ServerStartError: another server answers at the port, the command ended, or `timeout_s` passed.
+        ServerStartError: another server answers at the port.
     """
     base_url = f"http://127.0.0.1:{port}"
     if answers(base_url):
         raise ServerStartError(f"port {port}: another server answers there; stop it or choose another port")
-    begin = time.perf_counter()
-    with supervised(command, variables, log) as process:
-        wait_until_ready(base_url, process, log, timeout_s)
-        yield RunningServer(base_url=base_url, start_s=time.perf_counter() - begin, log=log)
+    begin_s = time.perf_counter()
+    process = stack.enter_context(supervised(command, variables, log))
+    return LaunchedServer(base_url=base_url, begin_s=begin_s, process=process, log=log)
 
 
 @contextmanager
@@ -96,16 +102,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(_STOP_S)
 
 
-def wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> None:
-    """Return when /health answers. Raises ServerStartError when the process ended or time is up."""
-    deadline = time.monotonic() + timeout_s
-    while not answers(base_url):
-        code = process.poll()
+def wait_until_ready(server: LaunchedServer, timeout_s: float) -> RunningServer:
+    """Return when /health answers. Raises ServerStartError when the process ended or `timeout_s` passed."""
+    while not answers(server.base_url):
+        code = server.process.poll()
         if code is not None:
-            raise ServerStartError(f"the server ended with exit code {code} before it was ready: {tail(log)}")
-        if time.monotonic() > deadline:
-            raise ServerStartError(f"the server was not ready after {timeout_s:.0f} s: {tail(log)}")
+            raise ServerStartError(f"the server ended with exit code {code} before it was ready: {tail(server.log)}")
+        if time.perf_counter() - server.begin_s > timeout_s:
+            raise ServerStartError(f"the server was not ready after {timeout_s:.0f} s: {tail(server.log)}")
         time.sleep(_POLL_S)
+    return RunningServer(base_url=server.base_url, start_s=time.perf_counter() - server.begin_s, log=server.log)
 
 
 def answers(base_url: str) -> bool:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -115,6 +117,18 @@ def test_unknown_repository_is_one_line() -> None:
     with Hub(dict(FILES)) as hub, pytest.raises(InputError, match="owner/other at 'main' cannot be listed") as caught:
         list_files("owner/other", "main", hub.url)
     assert "\n" not in str(caught.value)
+
+
+def test_command_fetches_from_a_mirror_without_weights(tmp_path: Path) -> None:
+    with Hub(dict(FILES)) as hub:
+        command = [sys.executable, "-m", "hw_validation", "fetch", "owner/model@main", "--config-only"]
+        command += ["--mirror", hub.url, "--models-dir", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"owner/model {COMMIT}: 2 files" in done.stdout
+    assert "pytorch_model.bin" in done.stderr
+    names = {path.name for path in (tmp_path / "owner--model").iterdir()}
+    assert names == {"config.json", "tokenizer.json", MANIFEST}
 
 
 @given(st.text(max_size=40))

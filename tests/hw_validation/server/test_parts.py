@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from hw_validation.server import client_worker
 from hw_validation.server.bench import BenchmarkError
 from hw_validation.server.counters import difference, parse_counters
 from hw_validation.server.expert_counts import count_experts, load_statistics
-from hw_validation.server.process import ServerStartError, started
+from hw_validation.server.process import ServerStartError, launch, wait_until_ready
 from hw_validation.server.results import check_lengths, summarize_results
 from moesim.specs.catalog import get_model
 from tests.hw_validation.server.site import alive, wait_for
@@ -108,10 +111,28 @@ def test_imbalance_of_even_and_of_one_sided_loads() -> None:
 def test_whole_group_ends_even_when_the_block_raises(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 300 & echo $! >> {pids}; trap '' TERM; echo $$ >> {pids}; sleep 300"
-    with pytest.raises(ServerStartError, match="not ready after 1 s"):  # noqa: SIM117
-        with started(["sh", "-c", script], {}, 9, tmp_path / "log", 1.0):
-            pass
+    with pytest.raises(ServerStartError, match="not ready after 1 s"), ExitStack() as stack:
+        wait_until_ready(launch(stack, ["sh", "-c", script], {}, 9, tmp_path / "log"), 1.0)
     assert wait_for(lambda: not [pid for pid in map(int, pids.read_text().split()) if alive(pid)])
+
+
+def test_port_where_another_server_answers_is_refused(tmp_path: Path) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ServerStartError, match="another server answers"), ExitStack() as stack:
+            launch(stack, ["true"], {}, server.server_port, tmp_path / "log")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_client_worker_runs_the_library_it_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
