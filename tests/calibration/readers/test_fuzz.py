@@ -52,6 +52,17 @@ def _record() -> bytes:
     return msgspec.json.encode(make_record("closed_loop", "a", setup(), LOOP, values=VALUES)) + b"\n"
 
 
+def _step() -> bytes:
+    import msgspec
+
+    from hw_validation.records import make_record
+
+    point = {"batch_size": 4, "context_len": 256, "router_spread": 0.0}
+    names = ("gpu_median_ms", "launch_median_ms", "context_tokens_mean", "prefill_tokens_mean", "prefill_pairs_mean")
+    record = make_record("mixed_step", "d", setup(), point, values=dict.fromkeys(names, 1.5))
+    return msgspec.json.encode(record) + b"\n"
+
+
 SEEDS = {
     "own.yaml": _OWN.encode(),
     "serving.csv": _SERVING.encode(),
@@ -59,6 +70,7 @@ SEEDS = {
     "llada.json": json.dumps({"schema": "moesim.llada/1", "records": [llada_run()]}).encode(),
     "log.jsonl": _record(),
 }
+DAMAGED = SEEDS | {"step.jsonl": _step()}
 quick = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -82,10 +94,10 @@ def test_any_bytes(tmp_path, suffix, content):
 
 
 @quick
-@pytest.mark.parametrize("name", sorted(SEEDS))
+@pytest.mark.parametrize("name", sorted(DAMAGED))
 @given(data=st.data())
 def test_damaged_files(tmp_path, name, data):
-    content = SEEDS[name]
+    content = DAMAGED[name]
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, len(content)))
         end = min(len(content), start + data.draw(st.integers(0, 12)))
