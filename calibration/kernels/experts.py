@@ -71,15 +71,15 @@ _START = {
     "combine_efficiency": 0.4,
     "fixed_s": 2.5e-5,
 }
-_TRITON_START = {"moe_misaligned_slowdown": 5.0, "moe_untuned_slowdown": 1.6}
+_TRITON_START = {"moe_misaligned_slowdown": 5.0, "moe_untuned_slowdown": 1.9}
 _TRITON_BOUNDS = {"moe_misaligned_slowdown": (1.0, 12.0), "moe_untuned_slowdown": (1.0, 3.0)}
-_CUTLASS_START = {"moe_partial_efficiency": 0.15}
+_CUTLASS_START = {"moe_partial_efficiency": 0.27}
 _CUTLASS_BOUNDS = {"moe_partial_efficiency": (0.02, 1.0)}
 _FIXED = {
     "moe_sort_s": 1.1e-5,
-    "moe_partial_efficiency": 0.15,
-    "moe_misaligned_slowdown": 5.5,
-    "moe_untuned_slowdown": 1.6,
+    "moe_partial_efficiency": 0.27,
+    "moe_misaligned_slowdown": 6.5,
+    "moe_untuned_slowdown": 1.9,
 }
 """Values of the shipped priors. The time of the sort cannot be told from `fixed_s` by every table, so none fits it."""
 

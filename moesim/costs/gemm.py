@@ -29,8 +29,8 @@ from moesim.specs.hardware import Accelerator, peak_rate
 FloatArray = NDArray[np.float64]
 ACTIVATION_BYTES = 2.0
 _STEP = 64.0
-_TILE_ROWS = np.array([16, 16, 32, 32, 32, 64, 64, 64, 128, 64, 256, 128, 128, 192, 128, 256], dtype=float)
-_TILE_COLUMNS = np.array([32, 64, 32, 64, 128, 32, 64, 128, 64, 256, 64, 128, 192, 128, 256, 128], dtype=float)
+_TILE_ROWS = np.array([16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 256, 256], dtype=float)
+_TILE_COLUMNS = np.array([32, 64, 128, 32, 64, 128, 256, 32, 64, 128, 256, 64, 128, 256, 64, 128], dtype=float)
 _SPLITS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 _SHORTEST_SPLIT = 128.0
 _PARTIAL_BYTES = 8.0 / 5.0

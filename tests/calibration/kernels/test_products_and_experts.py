@@ -73,7 +73,7 @@ def test_fits_move_only_known_constants_and_start_inside_their_bounds():
 
 
 def test_what_fits_leave_alone_is_what_the_priors_say():
-    for family in experts_families().values():
+    for family in (*gemm_families().values(), *experts_families().values()):
         for name, value in family.fixed.items():
             assert value == pytest.approx(CONSTANTS[name])
 
