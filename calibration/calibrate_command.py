@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from calibration.cross_validation import cross_validate
 from calibration.folds import FoldKind
 from calibration.kernels.tables import read_table
 from calibration.parameter_choice import named_parameters
-from calibration.parameter_file import read_parameters, write_parameters, write_text
-from calibration.pipeline import Calibration, calibrate, find_file
+from calibration.parameter_file import write_parameters, write_text
+from calibration.pipeline import Calibration, calibrate
 from calibration.readers import read_runs
 from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe, in_order, load_recipe, shipped_recipes
 from calibration.run_fit import Progress
@@ -71,7 +66,9 @@ def _check(request: CalibrateRequest) -> None:
     if bool(request.files) == bool(request.recipes):
         raise InputError("calibrate: give files of measured rows, or --recipe (not both)")
     if request.cross_validate and request.cross_validate not in _KINDS:
-        raise InputError(f"cross-validate: unknown {request.cross_validate!r}; {nearest(request.cross_validate, _KINDS)}")
+        raise InputError(
+            f"cross-validate: unknown {request.cross_validate!r}; {nearest(request.cross_validate, _KINDS)}"
+        )
     if request.output is None:
         raise InputError("output: -o is missing; name the YAML file (or the folder) to write")
 

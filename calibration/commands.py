@@ -10,14 +10,15 @@ import typer
 from moesim.cli.options import AsJson, CsvFile
 
 if TYPE_CHECKING:
-    from calibration.pipeline import Calibration
     from calibration.validation import ValidationTable
 
 Jobs = Annotated[int, typer.Option(help="Processes (-1: all cores).")]
 
 
 def validate(
-    files: Annotated[list[str], typer.Argument(help="Files of measured rows: runs (CSV, JSON, Parquet) or kernel tables.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Files of measured rows: runs (CSV, JSON, Parquet) or kernel tables.")
+    ],
     out_of_fold: Annotated[
         str | None, typer.Option(help="Folder of folds: predict each row with the constants that did not see it.")
     ] = None,
@@ -70,7 +71,9 @@ def _reasons(reasons: list[str]) -> dict[str, int]:
 
 
 def calibrate(
-    runs: Annotated[list[str] | None, typer.Argument(help="Files of measured runs and kernel tables of one GPU.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Files of measured runs and kernel tables of one GPU.")
+    ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Parameter set to write (YAML), or folder of sets or folds.")
     ] = None,
@@ -78,13 +81,17 @@ def calibrate(
     recipe: Annotated[
         list[str] | None, typer.Option(help="Recipe YAML instead of files; 'shipped' for all shipped sets. Repeatable.")
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Folder that recipes' files are relative to. Repeatable.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder that recipes' files are relative to. Repeatable.")
+    ] = None,
     cross_validate: Annotated[
         str | None, typer.Option(help="Leave out in turn: configuration, model, gpu or series; writes folds to -o.")
     ] = None,
     report: Annotated[str | None, typer.Option(help="Write a report for people (HTML) to this file or folder.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Also resample the rows this often for standard errors.")] = 0,
-    state: Annotated[str | None, typer.Option(help="Folder that keeps finished recipes, so that a broken run resumes.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Folder that keeps finished recipes, so that a broken run resumes.")
+    ] = None,
     jobs: Jobs = -1,
     as_json: AsJson = False,
 ) -> None:

@@ -46,9 +46,7 @@ class Folds:
 
     def parameters_of(self, run: MeasuredRun) -> ParameterSet | None:
         """The constants fitted without this run; None where no fit has seen it."""
-        shipped = select_parameters(
-            get_hardware(run.request.hardware), run.request.engine, run.request.engine_version
-        )
+        shipped = select_parameters(get_hardware(run.request.hardware), run.request.engine, run.request.engine_version)
         known = self.index.sets.get(shipped.name)
         fold = known.units.get(unit_of(run, self.index.kind)) if known else None
         if known is None or fold is None:
@@ -68,7 +66,9 @@ def _read(path: Path) -> ParameterSet:
 def read_folds(folder: Path) -> Folds:
     """Open a folder of folds. Raises InputError when it is none."""
     if not (folder / _INDEX).is_file():
-        raise InputError(f"{folder}: holds no {_INDEX}; make one with moesim calibrate --cross-validate KIND -o {folder}")
+        raise InputError(
+            f"{folder}: holds no {_INDEX}; make one with moesim calibrate --cross-validate KIND -o {folder}"
+        )
     return Folds(folder, load(folder / _INDEX, FoldIndex))
 
 

@@ -15,7 +15,7 @@ from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
 from calibration.kernels.tables import KernelTable, read_table
 from calibration.run_fit import Progress
-from moesim.specs.parameters import Parameter, ParameterSet
+from moesim.specs.parameters import KernelConstants, Parameter, ParameterSet
 
 _BENCH_LOG_SD = 0.08
 """Kernels inside an engine against the same kernels in a benchmark loop: caches, neighbours, clocks (our H200 runs)."""
@@ -33,18 +33,10 @@ class FamilyFit:
 
 @dataclass(frozen=True, slots=True)
 class KernelFit:
-    """The base set with the kernels' constants in place, and the fits behind them.
-
-    `errors`: 90 % quantile of |log(predicted / measured)| by family, at the fit.
-    """
+    """The base set with the kernels' constants in place, and the fits behind them."""
 
     parameters: ParameterSet
     fits: tuple[FamilyFit, ...]
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """Errors by family; few constants and thousands of rows: the fit's own errors are those of rows left out."""
-        return {item.family.name: float(np.quantile(np.abs(item.result.log_errors), 0.9)) for item in self.fits}
 
 
 def fit_kernels(base: ParameterSet, files: Sequence[Path], progress: Progress | None = None) -> KernelFit:
@@ -55,6 +47,7 @@ def fit_kernels(base: ParameterSet, files: Sequence[Path], progress: Progress | 
     """
     fits: list[FamilyFit] = []
     constants = dict(base.parameters)
+    kernels = dict(base.kernels)
     for number, path in enumerate(files):
         table = read_table(path)
         if progress is not None:
@@ -62,8 +55,15 @@ def fit_kernels(base: ParameterSet, files: Sequence[Path], progress: Progress | 
         for family, part in families_of(table):
             found = fit_family(family, [part])
             fits.append(FamilyFit(family, _label(table), len(part), found))
+            kernels[family.name] = _kernel(family, found, len(part), _label(table))
             _update(constants, family, found, _label(table))
-    return KernelFit(msgspec.structs.replace(base, parameters=constants), tuple(fits))
+    return KernelFit(msgspec.structs.replace(base, parameters=constants, kernels=kernels), tuple(fits))
+
+
+def _kernel(family: Family, found: FitResult, rows: int, label: str) -> KernelConstants:
+    """Few constants and thousands of rows: the fit's own errors are those of rows left out (the folds show it)."""
+    error = float(np.quantile(np.abs(found.log_errors), 0.9))
+    return KernelConstants(constants=found.values, error=error, rows=rows, source=label)
 
 
 def _label(table: KernelTable) -> str:
@@ -84,10 +84,14 @@ def _update(constants: dict[str, Parameter], family: Family, found: FitResult, l
         )
     for name, value in family.fixed.items():
         if name in constants and constants[name].status == "prior":
-            constants[name] = msgspec.structs.replace(constants[name], value=value, source=f"source code of {family.name}")
+            constants[name] = msgspec.structs.replace(
+                constants[name], value=value, source=f"source code of {family.name}"
+            )
 
 
-def kernel_folds(path: Path, progress: Progress | None = None, folds: int = 5) -> dict[str, dict[str, list[dict[str, float]]]]:
+def kernel_folds(
+    path: Path, progress: Progress | None = None, folds: int = 5
+) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Table -> family -> fold -> constants fitted without the fold's shapes."""
     table = read_table(path)
     found: dict[str, list[dict[str, float]]] = {}

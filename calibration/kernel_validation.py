@@ -65,6 +65,7 @@ def _rows(
     table: KernelTable, part: KernelTable, family: Family, parameters: ParameterSet, folds: Folds | None
 ) -> list[ValidationRow]:
     label = f"{table.system}/{table.library}/{table.path.name}"
+    own = parameters.kernels.get(family.name)
     held_out = folds.kernel_constants(label, family.name) if folds else None
     measured = part.seconds(family.measured)
     if held_out:
@@ -75,9 +76,9 @@ def _rows(
             predicted[mask] = family.predict(part.where(mask), family.constants(constants))
     else:
         known = {name: parameters[name] for name in family.start if name in parameters.parameters}
-        predicted = family.predict(part, family.constants(known))
-    spread = np.exp(parameters.evidence.kernel_errors.get(family.name, _UNKNOWN_ERROR))
-    seen = not held_out and any(label.endswith(name) or name.endswith(label) for name in parameters.evidence.inputs)
+        predicted = family.predict(part, family.constants(own.constants if own else known))
+    spread = float(np.exp(own.error if own else _UNKNOWN_ERROR))
+    seen = not held_out and own is not None and own.source == label
     group = f"{table.accelerator.name} / {table.library} / {family.name}"
     scale = 1e6 if family.measured.endswith("_us") else 1e3
     return [

@@ -7,13 +7,14 @@ from typing import Literal
 
 from moesim.metrics.result import SimulationResult
 
-Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed"]
+Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "launch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A measured column: `field` of the result, its `statistic` (None: a plain number), and what it is about.
 
+    Metrics of single steps have no field: they are priced without a simulation (`calibration.steps`).
     `log_sd`: how much repeats of one run differ (seed repeats, and the README of the silicon points), the
     weight of the column in a fit.
     """
@@ -38,6 +39,8 @@ METRICS: dict[str, Metric] = {
     "ttft_p99_ms": Metric("ttft_ms", "p99", "ttft", 0.3),
     "silicon_ttft_ms": Metric("ttft_ms", "mean", "ttft", 0.15),
     "silicon_tpot_ms": Metric("tpot_ms", "mean", "token", 0.07),
+    "step_gpu_ms": Metric("", None, "step", 0.02),
+    "step_launch_ms": Metric("", None, "launch", 0.12),
     "prompt_mean_ms": Metric("e2e_ms", "mean", "elapsed", 0.03),
 }
 

@@ -15,8 +15,8 @@ from calibration.errors_left_out import evidence_of
 from calibration.kernel_fit import KernelFit, fit_kernels
 from calibration.readers import read_runs
 from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe
-from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe
 from calibration.rejection import rejected_values
+from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe
 from calibration.runs import MeasuredRun
 from moesim.errors import InputError
 from moesim.specs.catalog import get_hardware
@@ -78,10 +78,11 @@ def calibrate(
         joint = run_fit.parameters
     elif not kernel_files:
         raise InputError(f"calibrate: {recipe.name}: no usable row of {', '.join(recipe.accelerators)} in the runs")
-    inputs = {name: _sha256(path) for name, path in zip((*recipe.kernels, *recipe.runs), (*kernel_files, *run_files), strict=True)}
+    inputs = {
+        name: _sha256(path)
+        for name, path in zip((*recipe.kernels, *recipe.runs), (*kernel_files, *run_files), strict=True)
+    }
     evidence = evidence_of(run_fit, inputs) if run_fit else Evidence(inputs=inputs)
-    if kernel_fit:
-        evidence = msgspec.structs.replace(evidence, kernel_errors=kernel_fit.errors)
     done = Calibration(recipe, {}, start, joint, observations, rejected_values(runs), run_fit, kernel_fit)
     sets = {
         name: msgspec.structs.replace(output_set(done, joint, name, run_fit), evidence=evidence)
@@ -95,9 +96,7 @@ def _runs(recipe: Recipe, files: Sequence[Path]) -> list[MeasuredRun]:
     for path in files:
         runs += read_runs(path)[0]
     wanted = set(recipe.accelerators)
-    return [
-        run for run in runs if run.engine == recipe.engine and get_hardware(run.request.hardware).name in wanted
-    ]
+    return [run for run in runs if run.engine == recipe.engine and get_hardware(run.request.hardware).name in wanted]
 
 
 def _sha256(path: Path) -> str:
@@ -125,6 +124,7 @@ def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFi
         notes=recipe.notes,
         parameters={key: _sourced(value, recipe) for key, value in general.items()},
         sites=sites,
+        kernels=joint.kernels,
         correlation=_correlation(run_fit) if run_fit else Correlation(),
         evidence=done.sets[name].evidence if name in done.sets else Evidence(),
     )
@@ -139,7 +139,9 @@ def _sourced(value: Parameter, recipe: Recipe) -> Parameter:
 
 def _machine_constants(joint: ParameterSet, output: Output) -> Mapping[str, Parameter]:
     """Constants of a host nobody measured: those of `host_of`, or the geometric mean over sites and their spread."""
-    sites = [joint.sites[site] for site in ([output.host_of] if output.host_of else output.sites) if site in joint.sites]
+    sites = [
+        joint.sites[site] for site in ([output.host_of] if output.host_of else output.sites) if site in joint.sites
+    ]
     found: dict[str, Parameter] = {}
     for name in MACHINE_CONSTANTS:
         known = [constants[name] for constants in sites if name in constants and constants[name].status == "fitted"]

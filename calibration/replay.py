@@ -32,6 +32,7 @@ class StepTable:
     tokens: NDArray[np.int64]
     group_tokens: NDArray[np.int64]
     rows: NDArray[np.int64]
+    prompt_tokens: FloatArray
     rank_decodes: FloatArray
     rank_context: FloatArray
     chunks: FloatArray
@@ -59,29 +60,48 @@ def table_of(segments: Sequence[Segment]) -> StepTable:
         name: np.array(values) for name, values in zip(Segment._fields, zip(*segments, strict=True), strict=True)
     }
     sizes = columns["sizes"].astype(np.int64)
-    floats = ("decodes", "queued", "rank_decodes", "rank_context", "chunks", "chunk_tokens", "pairs", "window_pairs", "kv_tokens")
+    floats = (
+        "decodes",
+        "queued",
+        "rank_decodes",
+        "rank_context",
+        "chunks",
+        "chunk_tokens",
+        "pairs",
+        "window_pairs",
+        "kv_tokens",
+    )
     return StepTable(
         steps=columns["steps"].astype(float),
         seconds=columns["span_s"] / columns["steps"],
         tokens=sizes[:, 0],
         group_tokens=sizes[:, 1],
         rows=sizes[:, 2],
+        prompt_tokens=columns["prefill_tokens"].astype(float),
         **{name: columns[name].astype(float) for name in floats},
     )
 
 
-def replay_seconds(model: StepModel, table: StepTable, attention_s: FloatArray | None = None) -> FloatArray:
+def replay_seconds(
+    model: StepModel, table: StepTable, attention_s: FloatArray | None = None, host: bool = True
+) -> FloatArray:
     """Seconds of one step of every segment under `model`, without the routing draws' spread [segments].
 
-    `attention_s` [segments] when it is known already.
+    `attention_s` [segments] when it is known already; without `host` the GPU's work alone.
     """
     if attention_s is None:
         attention_s = attention_seconds(model, table)
     token_s, routed_s, head_s = np.array(model.token_s), np.array(model.routed_s), np.array(model.head_s)
     stages = model.layout.deployment.pipeline_parallel_size
     groups = np.clip(table.rank_decodes + table.chunks, 1, stages)
+    prompts = -(-table.prompt_tokens // groups)
+    alike = (table.group_tokens - prompts + np.round(prompts**model.prompt_routing_exponent)).astype(np.int64)
+    memory_s = np.array(model.routed_memory_s)
     gpu_s = token_s[table.tokens] + routed_s[table.group_tokens] + head_s[table.rows]
+    gpu_s = gpu_s + memory_s[alike] - memory_s[table.group_tokens]
     gpu_s = gpu_s + attention_s / groups
+    if not host:
+        return gpu_s
     serial_s, launch_s = host_seconds_of(model, table)
     if model.layout.deployment.async_scheduling:
         return np.maximum(gpu_s, serial_s + launch_s)
@@ -93,7 +113,7 @@ def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, Flo
     captured = (table.tokens < len(model.padded)).astype(float)
     sequences = table.rank_decodes + table.chunks
     return host_seconds(
-        model.layout, model.launches, model.attention.launches, captured, sequences, (table.chunks > 0).astype(float)
+        model.layout, model.launches, captured, sequences, (table.chunks > 0).astype(float)
     )
 
 

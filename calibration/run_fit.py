@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from calibration.fitting import FitResult, FreeParameter, fit
 from calibration.metrics import METRICS
 from calibration.rejection import reason_to_reject
-from calibration.runs import MeasuredRun
+from calibration.runs import MeasuredRun, StepPoint
 from calibration.slopes import RunPrediction, predict_with_slopes
+from calibration.steps import with_layers
 from moesim.errors import InputError
 from moesim.scenarios import make_scenario
 from moesim.specs.parameters import Parameter, ParameterSet, at_site
@@ -48,7 +49,6 @@ class Observations:
     measured: FloatArray
     noise: FloatArray
 
-
     def where(self, mask: NDArray[np.bool_]) -> Observations:
         """The rows that `mask` [data] keeps, of the same runs."""
         kept = tuple(pair for pair, keep in zip(self.index, mask.tolist(), strict=True) if keep)
@@ -64,7 +64,11 @@ def observe(runs: Sequence[MeasuredRun]) -> Observations:
 
 
 def linearise(
-    observations: Observations, parameters: ParameterSet, columns: Sequence[Column], jobs: int, progress: Progress | None
+    observations: Observations,
+    parameters: ParameterSet,
+    columns: Sequence[Column],
+    jobs: int,
+    progress: Progress | None,
 ) -> tuple[FloatArray, FloatArray]:
     """log predictions [data] and their slopes [data, columns]; rows that cannot run are NaN."""
     from joblib import Parallel, delayed
@@ -87,6 +91,7 @@ class _Member:
     run: int
     scenario: Scenario
     metrics: tuple[str, ...]
+    step: StepPoint | None
 
 
 def _layout_groups(observations: Observations, parameters: ParameterSet) -> list[list[_Member]]:
@@ -99,9 +104,17 @@ def _layout_groups(observations: Observations, parameters: ParameterSet) -> list
         run = observations.runs[index]
         scenario = scenario_of(run, parameters)
         key = msgspec.json.encode(
-            (scenario.model, scenario.cluster, scenario.deployment, scenario.routing, run.site, scenario.seed)
+            (
+                scenario.model,
+                scenario.cluster,
+                scenario.deployment,
+                scenario.routing,
+                run.site,
+                scenario.seed,
+                run.step is None,
+            )
         )
-        groups.setdefault(key, []).append(_Member(index, scenario, tuple(names)))
+        groups.setdefault(key, []).append(_Member(index, scenario, tuple(names), run.step))
     return sorted(groups.values(), key=len, reverse=True)
 
 
@@ -115,11 +128,13 @@ def scenario_of(run: MeasuredRun, parameters: ParameterSet | None = None) -> Sce
     chosen = parameters or scenario.parameters
     if run.site in chosen.sites:
         chosen = at_site(chosen, run.site)
-    return msgspec.structs.replace(scenario, parameters=chosen)
+    return msgspec.structs.replace(scenario, parameters=chosen, model=with_layers(scenario.model, run.layers))
 
 
 def _predict_group(group: list[_Member], names: tuple[str, ...]) -> list[RunPrediction | None]:
-    answers = predict_with_slopes([item.scenario for item in group], [item.metrics for item in group], names)
+    answers = predict_with_slopes(
+        [item.scenario for item in group], [item.metrics for item in group], names, [item.step for item in group]
+    )
     return [None if isinstance(answer, str) else answer for answer in answers]
 
 

@@ -53,10 +53,14 @@ class SetReport:
         print_table(f"{self.parameters.name}: constants moved by the data", moved or self.rows())
         evidence = self.parameters.evidence
         levels = [{"left_out": kind, **msgspec.to_builtins(level)} for kind, level in evidence.errors.items()]
-        levels += [{"left_out": f"kernels: {name}", "rows": 0, "ttft": 0.0, "token": value, "throughput": 0.0}
-                   for name, value in evidence.kernel_errors.items()]  # fmt: skip
         if levels:
             print_table("90 % of rows left out stay within (share)", levels)
+        kernels = [
+            {"kernel": name, "rows": item.rows, "90 % within": item.error}
+            for name, item in self.parameters.kernels.items()
+        ]
+        if kernels:
+            print_table("Kernels against their tables (share)", kernels)
         quiet = [row["name"] for row in self.rows() if row["status"] == "prior_only"]
         console = stderr()
         if quiet:

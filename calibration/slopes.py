@@ -6,7 +6,7 @@ The slope of a mean latency is the token- or request-weighted mean of its steps'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from calibration.metrics import METRICS, predicted_value
 from calibration.replay import StepTable, attention_seconds, replay_seconds, step_table
+from calibration.runs import StepPoint
+from calibration.steps import largest_sizes, step_slopes
 from moesim.costs.layout import make_layout
-from moesim.costs.step import StepModel, build_step_model
+from moesim.costs.step import StepModel, build_step_model, host_seconds
 from moesim.engine.serving import ServingRun, run_serving
 from moesim.errors import InputError
 from moesim.metrics.summary import summarize
 from moesim.simulation import simulate_scenario
-from moesim.specs.parameters import ParameterSet, scaled
+from moesim.specs.parameters import ParameterSet, recording, scaled
 from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
@@ -38,17 +40,24 @@ class RunPrediction:
 
 
 def predict_with_slopes(
-    scenarios: Sequence[Scenario], metrics: Sequence[Sequence[str]], names: Sequence[str]
+    scenarios: Sequence[Scenario],
+    metrics: Sequence[Sequence[str]],
+    names: Sequence[str],
+    points: Sequence[StepPoint | None],
 ) -> list[RunPrediction | str]:
     """Simulate runs of one layout, and price their steps under every constant of `names` moved by 1 %.
 
     Args:
         scenarios: equal in model, cluster, deployment, routing, seed and constants.
         metrics: of each scenario.
+        points: the step of each scenario that is a single step; all are, or none.
 
     Returns:
         A prediction for each scenario, or the reason why it cannot run.
     """
+    steps = [point for point in points if point is not None]
+    if steps:
+        return list(_step_predictions(scenarios[0], metrics, names, steps))
     if scenarios[0].model.is_diffusion:
         return [_diffusion_prediction(*pair, names) for pair in zip(scenarios, metrics, strict=True)]
     runs = [_run(scenario) for scenario in scenarios]
@@ -60,6 +69,19 @@ def predict_with_slopes(
         run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
         for scenario, run, asked in zip(scenarios, runs, metrics, strict=True)
     ]
+
+
+def _step_predictions(
+    scenario: Scenario, metrics: Sequence[Sequence[str]], names: Sequence[str], points: Sequence[StepPoint]
+) -> Iterator[RunPrediction]:
+    models = moved_models(scenario, names, *largest_sizes(points))
+    values, slopes = step_slopes(models, points, names, _STEP)
+    for index, asked in enumerate(metrics):
+        kinds = {metric: METRICS[metric].kind for metric in asked}
+        yield RunPrediction(
+            {metric: 1e3 * float(values[kind][index]) for metric, kind in kinds.items()},
+            {metric: slopes[kind][index] for metric, kind in kinds.items()},
+        )
 
 
 def _diffusion_prediction(scenario: Scenario, metrics: Sequence[str], names: Sequence[str]) -> RunPrediction | str:
@@ -102,8 +124,11 @@ def moved_models(
         return build_step_model(layout, largest_tokens, largest_rows)
 
     factor = float(np.exp(_STEP))
-    moved = {name: build(scaled(scenario.parameters, name, factor)) for name in names if name not in _SERVER}
-    return {None: build(scenario.parameters), **moved}
+    recorder = recording(scenario.parameters)
+    base = build(recorder)
+    host_seconds(base.layout, 1.0, 0.5, 2.0, 1.0)
+    moved = {name: build(scaled(scenario.parameters, name, factor)) for name in names if name in recorder.asked}
+    return {None: base, **moved}
 
 
 def _prediction(

@@ -8,8 +8,17 @@ from typing import Annotated
 
 import msgspec
 
-from calibration.profilers.building import CounterTable, RawKernel, blocks_of, check_span, make_kernels
-from calibration.profilers.tables import Device, Profile, Size
+from calibration.profilers.building import (
+    CounterTable,
+    RawKernel,
+    blocks_of,
+    check_span,
+    make_kernels,
+    origin_ns,
+    place_by_launch,
+)
+from calibration.profilers.steps import StepFinder, choose_steps, looks_like_step, make_step
+from calibration.profilers.tables import Device, Profile, Size, Step
 from calibration.sources import LIMITS, Limits, check_number, read_json
 from moesim.errors import InputError
 
@@ -95,8 +104,25 @@ class _Callbacks(msgspec.Struct):
     counter_collection: list[_Collection] = []
 
 
+class _Call(msgspec.Struct, gc=False):
+    start_timestamp: _Count
+    end_timestamp: _Count
+    correlation_id: _Correlation
+
+
+class _Message(msgspec.Struct):
+    key: int
+    value: str
+
+
+class _Strings(msgspec.Struct):
+    marker_api: list[_Message] = []
+
+
 class _Buffers(msgspec.Struct):
     kernel_dispatch: list[_Dispatch] = []
+    hip_api: list[_Call] = []
+    marker_api: list[_Call] = []
 
 
 class _Metadata(msgspec.Struct):
@@ -110,6 +136,7 @@ class _Process(msgspec.Struct):
     callback_records: _Callbacks = msgspec.field(default_factory=_Callbacks)
     buffer_records: _Buffers = msgspec.field(default_factory=_Buffers)
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+    strings: _Strings = msgspec.field(default_factory=_Strings)
 
 
 class _Document(msgspec.Struct):
@@ -129,17 +156,42 @@ def read(path: Path, limits: Limits = LIMITS) -> Profile:
         raws.extend(found if not process.buffer_records.kernel_dispatch else ())
         devices.extend(named.devices())
     made = counters.make()
-    absent = ["steps: marker ranges are not joined to kernels in this format"]
+    placed, steps = _place(raws, processes, path)
+    absent = [] if steps else ["steps: no marker range names an engine step"]
     absent += ["counters: none were collected"] if not made else []
     absent += ["kernels: no dispatch was recorded"] if not raws else []
     return Profile(
         path=str(path),
         tool="rocprofv3 (JSON)",
-        kernels=make_kernels(raws),
+        kernels=make_kernels(placed),
         counters=made,
+        steps=tuple(steps),
         devices=tuple(devices),
         absent=tuple(absent),
     )
+
+
+def _place(
+    raws: Sequence[RawKernel], processes: Sequence[_Process], path: Path
+) -> tuple[Sequence[RawKernel], list[Step]]:
+    """The kernels in the marked steps whose host range holds their launch; several processes share no correlations.
+
+    A marker's text is found by its correlation. With several processes the steps are left out.
+    """
+    if len(processes) != 1:
+        return raws, []
+    process, origin = processes[0], origin_ns(raws)
+    names = {message.key: message.value for message in process.strings.marker_api}
+    marks = [(names.get(call.correlation_id.internal, ""), call) for call in process.buffer_records.marker_api]
+    steps = choose_steps([_step(name, call, origin, path) for name, call in marks if looks_like_step(name)])
+    launches = {call.correlation_id.internal: call.start_timestamp for call in process.buffer_records.hip_api}
+    finder = StepFinder(steps)
+    return place_by_launch(raws, lambda raw: launches.get(raw.correlation or -1), finder.at, origin), steps
+
+
+def _step(name: str, call: _Call, origin: float, path: Path) -> Step:
+    start, end = check_span(call.start_timestamp, call.end_timestamp, f"{path}: range {name}")
+    return make_step(name, (start - origin) * 1e-9, (end - start) * 1e-9, on_device=False)
 
 
 class _Named:

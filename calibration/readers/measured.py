@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from calibration.readers import steps
 from calibration.readers.words import find_accelerator, measured_values
 from calibration.runs import MeasuredRun, SkippedRow
 from calibration.schema import Measurement, read_request
 from moesim.errors import InputError
+from moesim.scenarios import Request
 from moesim.specs.catalog import get_model
 
 _RUNS = frozenset({"serving", "offline", "diffusion"})
@@ -27,25 +29,19 @@ def split_runs(items: Iterable[Measurement]) -> tuple[list[MeasuredRun], list[Sk
 
 
 def _to_run(item: Measurement) -> MeasuredRun | str:
-    if item.kind not in _RUNS:
-        return f"is a record of kind {item.kind}, which moesim calibrate reads; validate predicts whole runs"
+    if item.kind in steps.KINDS:
+        return _step_run(item)
     measured = measured_values(item.values)
-    if not measured:
-        return "holds no quantity that moesim predicts"
-    for label, reason in _FLAWS.items():
-        if label in item.labels:
-            return reason
+    if item.steps:  # a loop whose every step was recorded: its means hold the compilation of new batch shapes
+        measured = {name: value for name, value in measured.items() if name in _STEADY}
+    if reason := _why_not(item, measured):
+        return reason
     try:
-        hardware = find_accelerator(str(item.request.get("hardware", item.hardware.accelerator)))
-        model = get_model(str(item.request.get("model", item.model)))
-        if item.layers is not None and item.layers != model.num_layers:
-            return f"was built with {item.layers} of the {model.num_layers} layers of {model.name}"
-        words = {**item.request, "hardware": hardware, "model": model.name}
-        request = read_request(words, f"{item.provenance.file} {item.id}")
+        request = _request(item)
     except InputError as error:
         return str(error)
     return MeasuredRun(
-        id=item.id,
+        id=f"{item.site}/{item.id}" if item.site else item.id,
         engine=item.software.engine,
         request=request,
         measured=measured,
@@ -57,6 +53,33 @@ def _to_run(item: Measurement) -> MeasuredRun | str:
     )
 
 
+def _step_run(item: Measurement) -> MeasuredRun | str:
+    try:
+        return steps.step_run(item)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return f"is no point of a step sweep: {type(error).__name__} {error}"
+
+
+def _why_not(item: Measurement, measured: dict[str, float]) -> str:
+    """Why the record cannot be predicted, or ''."""
+    if item.kind not in _RUNS:
+        return f"is a record of kind {item.kind}, which moesim calibrate reads; validate predicts whole runs"
+    if not measured:
+        return "holds no quantity that moesim predicts"
+    return next((reason for label, reason in _FLAWS.items() if label in item.labels), "")
+
+
+def _request(item: Measurement) -> Request:
+    """The request with the catalogue's names. Raises InputError for unknown names or a model with fewer layers."""
+    hardware = find_accelerator(str(item.request.get("hardware", item.hardware.accelerator)))
+    model = get_model(str(item.request.get("model", item.model)))
+    if item.layers is not None and item.layers != model.num_layers:
+        raise InputError(f"was built with {item.layers} of the {model.num_layers} layers of {model.name}")
+    words = {**item.request, "hardware": hardware, "model": model.name}
+    return read_request(words, f"{item.provenance.file} {item.id}")
+
+
+_STEADY = ("output_tok_per_s", "itl_p50_ms", "tpot_p50_ms", "ttft_p50_ms")
 _FLAWS = {
     "failed_requests": "some of its requests failed, so that its load is not what was asked for",
     "forwards_vary": "a threshold or a refreshed cache decides its number of forwards, which moesim takes from steps",

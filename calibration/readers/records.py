@@ -23,6 +23,8 @@ _LINE_BYTES = 64 << 20
 """A record holds every step of its run in one line."""
 _REQUEST_WORDS = frozenset(field.name for field in msgspec.structs.fields(Request))
 _COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
+_SITE_CHARS = 8
+"""A machine start is named by the first characters of its boot id."""
 _KINDS: dict[str, Kind] = {
     "environment": "machine",
     "microbenchmark": "operator",
@@ -110,6 +112,7 @@ def _to_measurement(record: _Record, place: str, source: Provenance) -> Measurem
         values={name: value for name, value in record.values.items() if value is not None},
         steps=record.steps,
         tables=record.tables,
+        site=str(setup.environment.get("machine_start", ""))[:_SITE_CHARS],
         provenance=msgspec.structs.replace(source, date=record.date),
     )
     return check_measurement(item, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,29 +59,54 @@ class StepEstimate:
 
 def estimate_step(layout: Layout, batch: Batch) -> StepEstimate:
     """Evaluate one step; captured graphs pad its tokens, as in the simulation (mean routing, no draw)."""
+    return estimate_steps(layout, (batch,))[0]
+
+
+def estimate_steps(layout: Layout, batches: Sequence[Batch]) -> list[StepEstimate]:
+    """Several steps of one layout at once, which costs little more than one."""
     sizes = graph_sizes(layout)
-    captured = bool(sizes) and batch.tokens <= sizes[-1]
-    tokens = next(size for size in sizes if size >= batch.tokens) if captured else max(batch.tokens, 1)
-    array = np.array([float(tokens)])
-    rows = np.array([float(batch.decodes + batch.prompts)])
-    operators = {**rank_operators(layout, array), **sampled_operators(layout, rows)}
-    routed = routed_experts(layout, np.array([tokens * layout.deployment.lockstep_ranks]))
+    captured = [bool(sizes) and batch.tokens <= sizes[-1] for batch in batches]
+    tokens = [
+        next(size for size in sizes if size >= batch.tokens) if replayed else max(batch.tokens, 1)
+        for batch, replayed in zip(batches, captured, strict=True)
+    ]
+    rows = np.array([float(batch.decodes + batch.prompts) for batch in batches])
+    operators = {**rank_operators(layout, np.array(tokens, dtype=float)), **sampled_operators(layout, rows)}
+    routed = routed_experts(layout, np.array(tokens) * layout.deployment.lockstep_ranks)
     operators["routed experts"] = routed.slowest.times(layout.model.num_moe_layers)
     coefficients = attention_coefficients(layout)
-    operators["attention"] = _attention(coefficients, batch)
-    launches = sum(cost.launches for cost in operators.values())
-    gpu_s = sum(float(cost.seconds[0]) for cost in operators.values())
-    host = host_seconds(layout, launches, coefficients.launches, captured, int(rows[0]), batch.prompts > 0)
+    return [
+        _estimate(layout, batch, captured[at], _costs_at(operators, at, coefficients, batch), routed.mean_rank_s[at])
+        for at, batch in enumerate(batches)
+    ]
+
+
+def _costs_at(
+    operators: dict[str, OperatorCost], at: int, coefficients: AttentionCoefficients, batch: Batch
+) -> dict[str, OperatorCost]:
+    """The operators of one of the batches, attention included."""
+    picked = {name: cost.at(at) for name, cost in operators.items()}
+    return {**picked, "attention": _attention(coefficients, batch)}
+
+
+def _estimate(
+    layout: Layout, batch: Batch, captured: bool, operators: dict[str, OperatorCost], mean_rank_s: float
+) -> StepEstimate:
+    costs = list(operators.values())
+    launches = sum(cost.launches for cost in costs)
+    seconds = {name: float(cost.seconds[0]) for name, cost in operators.items()}
+    gpu_s = sum(seconds.values())
+    host = host_seconds(layout, launches, captured, batch.decodes + batch.prompts, batch.prompts > 0)
     return StepEstimate(
         batch=batch,
-        operators={name: float(cost.seconds[0]) for name, cost in operators.items() if cost.seconds[0] > 0},
-        limits={name: sum(float(getattr(cost, f"{name}_s")[0]) for cost in operators.values()) for name in LIMITS},
+        operators={name: value for name, value in seconds.items() if value > 0},
+        limits={name: sum(float(getattr(cost, f"{name}_s")[0]) for cost in costs) for name in LIMITS},
         gpu_s=gpu_s,
         host_s=sum(host),
         seconds=step_seconds(layout, host, gpu_s),
-        hbm_bytes=sum(float(cost.hbm_bytes[0]) for cost in operators.values()),
-        flops=sum(float(cost.flops[0]) for cost in operators.values()),
-        mean_rank_experts_s=float(routed.mean_rank_s[0]) * layout.model.num_moe_layers,
+        hbm_bytes=sum(float(cost.hbm_bytes[0]) for cost in costs),
+        flops=sum(float(cost.flops[0]) for cost in costs),
+        mean_rank_experts_s=float(mean_rank_s) * layout.model.num_moe_layers,
     )
 
 

@@ -23,7 +23,7 @@ from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import Accelerator, peak_rate
 
 FloatArray = NDArray[np.float64]
-BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin"]
+BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin", "tuned"]
 BLOCKS = (8, 16, 32, 64, 128)
 _COLUMN_TILES = np.array([32.0, 64.0, 128.0, 256.0])
 _STEP = 64.0
@@ -107,6 +107,8 @@ def block_rows(
     than 0.9. full: always 128.
     """
     mean = np.maximum(slots_per_expert, 1e-9)
+    if rule == "tuned":
+        return np.clip(2.0 ** np.ceil(np.log2(1.5 * mean)), 16.0, 128.0)
     if rule == "tokens":
         return np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
     if rule == "experts":

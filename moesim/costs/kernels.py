@@ -39,6 +39,11 @@ class OperatorCost:
     def __add__(self, other: OperatorCost) -> OperatorCost:
         return OperatorCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def at(self, step: int) -> OperatorCost:
+        """One of the steps, as arrays of one entry."""
+        arrays = (getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches")
+        return OperatorCost(*arrays, launches=self.launches)
+
     def slowed(self, factor: float) -> OperatorCost:
         """The same work, `factor` times as long."""
         seconds = (getattr(self, f.name) * factor for f in fields(self) if f.name.endswith("_s"))

@@ -41,6 +41,7 @@ class StepModel:
 
     `token_s[t]`: seconds of everything that depends on the `t` tokens of a rank; `routed_s[g]` and
     `routed_sd_s[g]`: routed experts for `g` tokens over the lockstep group, mean and spread of a whole step;
+    `routed_memory_s[g]`: the part of it that reads weights;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
     (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
     `known_steps` and `decode_tables` remember what the engine derived from these tables. The `_operators` tables
@@ -52,6 +53,8 @@ class StepModel:
     token_s: list[float]
     routed_s: list[float]
     routed_sd_s: list[float]
+    routed_memory_s: list[float]
+    prompt_routing_exponent: float
     head_s: list[float]
     padded: list[int]
     noise: FloatArray
@@ -70,34 +73,48 @@ class StepModel:
         """Tokens that a step really computes: padded to the next captured graph, if there is one."""
         return self.padded[tokens] if tokens < len(self.padded) else tokens
 
-    def gpu_fixed_s(self, rank_tokens: int, group_tokens: int, rows: int) -> float:
-        """GPU seconds of a step apart from attention, for sizes that are already padded."""
-        return self.token_s[rank_tokens] + self.routed_s[group_tokens] + self.head_s[rows]
+    def gpu_fixed_s(self, rank_tokens: int, group_tokens: int, rows: int, prompt_tokens: int = 0) -> float:
+        """GPU seconds of a step apart from attention, for sizes that are already padded.
+
+        `prompt_tokens` of the group's tokens belong to prompts, whose tokens are routed alike: they read the
+        weights of fewer experts than as many independent tokens (see `alike`).
+        """
+        seconds = self.token_s[rank_tokens] + self.routed_s[group_tokens] + self.head_s[rows]
+        if prompt_tokens:
+            seconds += self.routed_memory_s[self.alike(group_tokens, prompt_tokens)] - self.routed_memory_s[group_tokens]
+        return seconds
+
+    def alike(self, group_tokens: int, prompt_tokens: int) -> int:
+        """Independent tokens that touch as many experts as `group_tokens` with `prompt_tokens` of prompts do."""
+        return group_tokens - prompt_tokens + round(prompt_tokens**self.prompt_routing_exponent)
 
     def host_s(self, tokens: int, sequences: int, has_prefill: bool) -> tuple[float, float]:
         """Host seconds of a step of `tokens` tokens: (scheduling and bookkeeping, launching)."""
         captured = tokens < len(self.padded)
-        return host_seconds(self.layout, self.launches, self.attention.launches, captured, sequences, has_prefill)
+        return host_seconds(self.layout, self.launches, captured, sequences, has_prefill)
 
 
 def host_seconds(
-    layout: Layout, launches: float, attention_launches: float, captured: Numbers, sequences: Numbers, prefill: Numbers
+    layout: Layout, launches: float, captured: Numbers, sequences: Numbers, prefill: Numbers
 ) -> tuple[Numbers, Numbers]:
     """Host seconds of a step: (scheduling and bookkeeping, launching); plain numbers or arrays of steps.
 
     `captured` and `prefill` are truth values. A decode step within the captured sizes is one replay; with prefill
-    the graphs are cut at every attention, which is launched; above the captured sizes, or in eager mode, every
-    kernel is launched. With more than one sequence the server's output handling competes with the engine's loop
-    for the host (measured: 3 to 7 % of eager steps, independent of how many more there are).
+    the graphs are cut at every attention. Above the captured sizes a compiled step runs layer by layer (the same
+    time a layer in six models of 6 to 48 layers); in eager mode every one of `launches` kernels is launched.
+    With more than one sequence the server's output handling competes with the engine's loop for the host
+    (measured: 3 to 7 % of eager steps, independent of how many more there are).
     """
-    parameters = layout.parameters
+    parameters, layers = layout.parameters, layout.model.num_layers
     serial = parameters["host_step_s"] + parameters["host_sequence_s"] * sequences
     serial = serial + parameters["host_concurrent_s"] * (sequences > 1)
     if layout.deployment.lockstep_ranks > 1:
         serial = serial + parameters["host_lockstep_s"]
-    launch_s = parameters["host_launch_s"]
-    replay = parameters["graph_replay_s"] + prefill * attention_launches * launch_s
-    return serial, captured * replay + (1 - captured) * launches * launch_s
+    replay = parameters["graph_replay_s"] + prefill * layers * parameters["host_piece_s"]
+    if layout.deployment.enforce_eager:
+        return serial, replay * 0 + launches * parameters["host_launch_s"]
+    layered = parameters["host_uncaptured_s"] + layers * parameters["host_layer_s"]
+    return serial, captured * replay + (1 - captured) * layered
 
 
 def step_seconds(layout: Layout, host: tuple[float, float], gpu_s: float) -> float:
@@ -134,6 +151,8 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         attention=coefficients,
         token_s=np.interp(dense, tokens, _total_s(token_operators)).tolist(),
         routed_s=np.interp(group, tokens, experts.seconds).tolist(),
+        routed_memory_s=np.interp(group, tokens, experts.memory_s).tolist(),
+        prompt_routing_exponent=min(layout.parameters["prompt_routing_exponent"], 1.0),
         routed_sd_s=np.interp(group, tokens, routed.deviation_s * np.sqrt(max(layers, 1))).tolist(),
         head_s=np.interp(np.arange(largest_rows + 1), rows, _total_s(row_operators)).tolist(),
         padded=_padding(captured, largest_tokens),

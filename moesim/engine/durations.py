@@ -152,7 +152,7 @@ def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:
     advances lasts one traversal by the largest part. Captured graphs run every rank at the largest rank's
     size; idle ranks run a dummy batch of one token.
     """
-    largest = total = rows = prefills = 0
+    largest = total = rows = prompts = 0
     sequences = 1
     for plan in plans:
         if plan is None:
@@ -161,11 +161,12 @@ def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:
         tokens = plan.tokens or 1
         chunks = len(plan.chunks)
         total += tokens
-        prefills += chunks
+        if chunks:
+            prompts += tokens - plan.decodes
         largest = max(largest, tokens)
         rows = max(rows, plan.rows)
         sequences = max(sequences, plan.decodes + chunks)
-    key = (max(largest, 1), total, rows, sequences, prefills > 0, len(plans))
+    key = (max(largest, 1), total, rows, sequences, prompts, len(plans))
     known = model.known_steps.get(key)
     if known is None:
         known = model.known_steps[key] = _make_step(model, *key)
@@ -173,16 +174,16 @@ def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:
 
 
 def _make_step(
-    model: StepModel, largest: int, total: int, rows: int, sequences: int, has_prefill: bool, ranks: int
+    model: StepModel, largest: int, total: int, rows: int, sequences: int, prompt_tokens: int, ranks: int
 ) -> LinearStep:
     groups = max(1, min(model.layout.deployment.pipeline_parallel_size, sequences))
     share, rows = -(-largest // groups), -(-rows // groups)
     size = model.run_size(share)
     group = size * ranks if share < len(model.padded) else -(-total // groups)
-    serial, launch = model.host_s(share, sequences, has_prefill)
+    serial, launch = model.host_s(share, sequences, prompt_tokens > 0)
     overlap = model.layout.deployment.async_scheduling
     return LinearStep(
-        fixed_s=model.gpu_fixed_s(size, group, rows),
+        fixed_s=model.gpu_fixed_s(size, group, rows, -(-prompt_tokens // groups)),
         spread_s=model.routed_sd_s[group],
         floor_s=serial + launch if overlap else launch,
         serial_s=0.0 if overlap else serial,

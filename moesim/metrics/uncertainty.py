@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.closed_form import Batch, estimate_step
+from moesim.costs.closed_form import Batch, estimate_steps
 from moesim.costs.forward import forward_shapes, forward_times
 from moesim.costs.layout import make_layout
 from moesim.metrics.result import SimulationResult
-from moesim.specs.parameters import ErrorLevel, ParameterSet
+from moesim.specs.parameters import ErrorLevel, ParameterSet, recording
 from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
@@ -75,20 +75,9 @@ def _widest(levels: Sequence[ErrorLevel]) -> ErrorLevel:
     return max(levels, key=lambda level: level.token)
 
 
-class _Recorder(ParameterSet, frozen=True, kw_only=True, tag=False):
-    """A set that remembers which constants were asked for."""
-
-    asked: dict[str, None] = msgspec.field(default_factory=dict[str, None])
-
-    def __getitem__(self, name: str) -> float:
-        """The estimate of one constant, noted."""
-        self.asked[name] = None
-        return self.parameters[name].value
-
-
 def _log_deviations(parameters: ParameterSet, seconds: Seconds, rng: np.random.Generator) -> dict[str, float]:
     """Standard deviation of the logarithm of every metric under joint draws of the constants it depends on."""
-    recorder = _Recorder(**{name: getattr(parameters, name) for name in parameters.__struct_fields__})
+    recorder = recording(parameters)
     base = seconds(recorder)
     names = [name for name in recorder.asked if parameters.parameters[name].log_sd > 0]
     moves = _joint_draws(parameters, names, rng)
@@ -138,7 +127,7 @@ def _serving_seconds(scenario: Scenario, result: SimulationResult) -> Seconds:
 
     def seconds(parameters: ParameterSet) -> dict[str, float]:
         layout = make_layout(scenario.model, deployment, scenario.cluster, parameters, scenario.routing, scenario.seed)
-        token, first = estimate_step(layout, decode).seconds, estimate_step(layout, prefill).seconds
+        token, first = (step.seconds for step in estimate_steps(layout, (decode, prefill)))
         served = deployment.frontend == "server"
         frontend = parameters["server_request_s"] + parameters["server_response_s"] if served else 0.0
         request = first + frontend + outputs * token

@@ -1,0 +1,88 @@
+"""Single engine steps priced without a simulation: for sweeps of decode, prefill and mixed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.replay import StepTable, attention_seconds, host_seconds_of, replay_seconds, table_of
+from calibration.runs import StepPoint
+from moesim.costs.step import StepModel
+from moesim.engine.group import Segment
+from moesim.specs.model import Model
+
+FloatArray = NDArray[np.float64]
+
+
+def with_layers(model: Model, layers: int | None) -> Model:
+    """The model cut to its first `layers` layers (dense ones come first)."""
+    if layers is None or layers == model.num_layers:
+        return model
+    dense = min(model.num_dense_layers, layers)
+    return msgspec.structs.replace(model, num_layers=layers, num_dense_layers=dense, num_moe_layers=layers - dense)
+
+
+def steps_table(model: StepModel, points: Sequence[StepPoint]) -> StepTable:
+    """The steps as segments of one step each, at the sizes that the engine would run."""
+    segments: list[Segment] = []
+    for point in points:
+        tokens = point.decodes + point.chunk_tokens
+        size = model.run_size(tokens)
+        segments.append(
+            Segment(
+                start_s=0.0,
+                span_s=1.0,
+                steps=1,
+                decodes=point.decodes,
+                prefill_tokens=point.chunk_tokens,
+                waiting=0,
+                queued=point.chunks,
+                sizes=(size, size, point.decodes + point.chunks),
+                rank_decodes=point.decodes,
+                rank_context=point.context_tokens,
+                chunks=point.chunks,
+                chunk_tokens=point.chunk_tokens,
+                pairs=point.pairs,
+                window_pairs=point.pairs,
+                kv_tokens=point.kv_tokens,
+            )
+        )
+    return table_of(segments)
+
+
+def largest_sizes(points: Sequence[StepPoint]) -> tuple[int, int]:
+    """Most tokens and most sampled rows of any point, with room for padding."""
+    tokens = max(point.decodes + point.chunk_tokens for point in points)
+    rows = max(point.decodes + point.chunks for point in points)
+    return max(2 * tokens if tokens <= 512 else tokens, 16), rows
+
+
+def step_values(model: StepModel, table: StepTable) -> dict[str, FloatArray]:
+    """`step` and `launch` seconds of every step: as the GPU's events see it, and the host's launching alone.
+
+    Steps with decodes were measured in a row, so all of the host's work may decide them; prompts alone met an idle
+    engine, whose scheduling lies before the first event.
+    """
+    serial_s, launch_s = host_seconds_of(model, table)
+    gpu_s = replay_seconds(model, table, attention_seconds(model, table), host=False)
+    return {"step": np.maximum(gpu_s, launch_s + serial_s * (table.decodes > 0)), "launch": launch_s}
+
+
+def step_slopes(
+    models: Mapping[str | None, StepModel], points: Sequence[StepPoint], names: Sequence[str], step: float
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Values [points] of `step` and `launch`, and their logarithms' slopes [points, names]."""
+    base = models[None]
+    assert base is not None
+    table = steps_table(base, points)
+    values = step_values(base, table)
+    slopes = {kind: np.zeros((len(points), len(names))) for kind in values}
+    for column, name in enumerate(names):
+        if name in models:
+            moved = step_values(models[name], table)
+            for kind, found in values.items():
+                slopes[kind][:, column] = np.log(moved[kind] / found) / step
+    return values, slopes
