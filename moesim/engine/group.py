@@ -117,6 +117,7 @@ class LockstepGroup:
         self._expected: deque[Request] = deque()
         self._fresh = False
         deployment = model.layout.deployment
+        self._offline = deployment.frontend == "offline"
         self._in_process = deployment.async_scheduling and deployment.num_ranks == deployment.num_engines
 
     @property
@@ -176,8 +177,11 @@ class LockstepGroup:
 
         An engine that launches kernels in its own process (one GPU) fixes the next step when it has launched the
         running one: at once while the GPU is behind, only at its end where the host decides. Engines with worker
-        processes fix it when the running step starts.
+        processes fix it when the running step starts. An offline caller in the same process hands over its next
+        request before that.
         """
+        if self._offline and ended == 0 and self._env.now <= times.start_s:
+            return True
         if times.host_bound(ended):
             return True
         return self._fresh and ended == 0 and at_s < times.start_s + times.host_s
