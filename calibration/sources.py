@@ -100,16 +100,20 @@ def read_json(path: Path, kind: type[T], limits: Limits = LIMITS) -> T:
 
 def read_lines(path: Path, limits: Limits = LIMITS) -> Iterator[tuple[int, str]]:
     """(line number, text with its line end). Raises InputError for a line that is too long or not UTF-8."""
-    number, rest = 0, b""
+    number, begun, size = 0, list[bytes](), 0
     for chunk in read_chunks(path, limits.table_bytes):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            yield number, _text(line, path, number, limits)
-        if len(rest) > limits.line_bytes:
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        size += len(first)
+        if others:
+            for line in (b"".join(begun), *others[:-1]):
+                number += 1
+                yield number, _text(line, path, number, limits)
+            begun, size = [others[-1]], len(others[-1])
+        if size > limits.line_bytes:
             raise InputError(f"{path} line {number + 1}: is longer than {limits.line_bytes} bytes")
-    if rest:
-        yield number + 1, _text(rest, path, number + 1, limits).removesuffix("\n")
+    if size:
+        yield number + 1, _text(b"".join(begun), path, number + 1, limits).removesuffix("\n")
 
 
 @dataclass(frozen=True, slots=True)

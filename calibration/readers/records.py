@@ -63,9 +63,8 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read(path: Path, limits: Limits = LIMITS) -> list[Measurement]:
     """All whole records of the file. Raises InputError naming file and line."""
     wide = dataclasses.replace(limits, line_bytes=max(limits.line_bytes, _LINE_BYTES)) if limits == LIMITS else limits
-    sha256 = hash_file(path)
     decoder = msgspec.json.Decoder(_Record)
-    found: list[Measurement] = []
+    found: list[tuple[str, _Record]] = []
     for number, line in read_lines(path, wide):
         place = f"{path} line {number}"
         if number > limits.rows:
@@ -76,8 +75,9 @@ def read(path: Path, limits: Limits = LIMITS) -> list[Measurement]:
             record = decoder.decode(line)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise InputError(f"{place}: is no record: {error}") from None
-        found.append(_to_measurement(record, place, Provenance(file=str(path), sha256=sha256, place=record.key)))
-    return found
+        found.append((place, record))
+    source = Provenance(file=str(path), sha256=hash_file(path))
+    return [_to_measurement(record, place, source) for place, record in found]
 
 
 def _to_measurement(record: _Record, place: str, source: Provenance) -> Measurement:
@@ -113,7 +113,7 @@ def _to_measurement(record: _Record, place: str, source: Provenance) -> Measurem
         steps=record.steps,
         tables=record.tables,
         site=str(setup.environment.get("machine_start", ""))[:_SITE_CHARS],
-        provenance=msgspec.structs.replace(source, date=record.date),
+        provenance=msgspec.structs.replace(source, place=record.key, date=record.date),
     )
     return check_measurement(item, place)
 

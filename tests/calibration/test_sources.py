@@ -7,11 +7,11 @@ import tracemalloc
 import zipfile
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibration.profilers import read_profile
-from calibration.sources import Limits, hash_file, parse_number, read_bytes, read_table
+from calibration.sources import Limits, hash_file, parse_number, read_bytes, read_lines, read_table
 from moesim.errors import InputError
 
 
@@ -106,6 +106,16 @@ def test_too_many_rows(tmp_path):
     path.write_text("a\n" + "1\n" * 100)
     with pytest.raises(InputError, match="line 12: more than 10 rows"):
         list(read_table(path, Limits(rows=10)))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.sampled_from("ab\n"), max_size=40), chunk=st.integers(1, 7))
+def test_lines_are_those_of_the_text_whatever_the_chunks(tmp_path, monkeypatch, text, chunk):
+    monkeypatch.setattr("calibration.sources._CHUNK_BYTES", chunk)
+    path = tmp_path / "text"
+    path.write_text(text)
+    assert [line for _, line in read_lines(path)] == text.splitlines(keepends=True)
+    assert [number for number, _ in read_lines(path)] == list(range(1, len(text.splitlines()) + 1))
 
 
 @given(st.floats(-1e59, 1e59))

@@ -86,6 +86,26 @@ def test_rocprof_json_counters_are_summed_over_instances(tmp_path):
     assert (profile.devices[0].device, profile.devices[0].architecture) == ("Agent 6", "gfx942")
 
 
+def test_rocprof_json_kernels_belong_to_the_step_that_launched_them(tmp_path):
+    path = _rocprof_json(tmp_path / "c.json")
+    document = json.loads(path.read_text())
+    (process,) = document["rocprofiler-sdk-tool"]
+    info = process["callback_records"]["counter_collection"][0]["dispatch_data"]["dispatch_info"]
+    call = {"start_timestamp": 10, "end_timestamp": 12}
+    kernel = {"start_timestamp": 100, "end_timestamp": 150, "dispatch_info": info}
+    process["buffer_records"] = {
+        "kernel_dispatch": [kernel | {"correlation_id": {"internal": number}} for number in (4, 5)],
+        "hip_api": [call | {"correlation_id": {"internal": 4}}],
+        "marker_api": [{"start_timestamp": 5, "end_timestamp": 20, "correlation_id": {"internal": 9}}],
+    }
+    process["strings"] = {"marker_api": [{"key": 9, "value": "execute_context_1(8)_generation_0(0)"}]}
+    path.write_text(json.dumps(document))
+    profile = read_profile(path)
+    assert [kernel.step for kernel in profile.kernels] == [0, None]
+    assert profile.steps[0].context.query == 8
+    assert profile.steps[0].start_s == pytest.approx(-95e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"kernel_id": 6}, "kernel_id 6"), ({"counter": 8}, "counter 8"), ({"value": 1e300}, "SQ_WAVES")],

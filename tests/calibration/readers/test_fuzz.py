@@ -143,3 +143,15 @@ def test_deep_nesting_is_refused(tmp_path, suffix, depth):
     path.write_text('{"schema_version": ' + "[" * depth + "]" * depth + "}\n")
     with pytest.raises(InputError):
         read_runs(path, Limits())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "head"), [(".csv", b"row_id,itl_p50_ms\n1,"), (".jsonl", b"{"), (".json", b"{"), (".yaml", b"a: ")]
+)
+def test_a_gigabyte_in_one_line_is_refused(tmp_path, suffix, head):
+    path = tmp_path / f"input{suffix}"
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(1_100_000_000)
+    with pytest.raises(InputError, match=r"longer than|larger than|too large"):
+        read_runs(path)
