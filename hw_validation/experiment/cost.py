@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from hw_validation.experiment.runs import PlannedRun, Server
-from moesim.scenarios import make_scenario
+from hw_validation.experiment.scenario import planned_scenario
 from moesim.simulation import simulate_scenario
 from moesim.specs.model import weight_bytes
 from moesim.specs.scenario import Scenario
@@ -75,7 +75,7 @@ def server_cost(
 
 def run_cost(run: PlannedRun, warmed: set[int]) -> RunCost:
     """Predict a run and the warm-up waves of batch sizes that `warmed` lacks; the set is extended."""
-    scenario = make_scenario(run.request)
+    scenario = planned_scenario(run.request, run.server.measurement)
     run_s = simulate_scenario(scenario, intervals=False).duration_s
     if scenario.model.is_diffusion:
         return RunCost(run_s=run_s, warm_up_s=run_s)

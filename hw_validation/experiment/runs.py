@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import msgspec
 
 from hw_validation.experiment.measurement import Measurement, read_measurement, routing_strategy
+from hw_validation.experiment.scenario import planned_scenario
 from moesim.errors import InputError
 from moesim.experiments import Experiment
-from moesim.scenarios import Request, make_scenario
+from moesim.scenarios import Request
 from moesim.specs.deployment import Deployment
 from moesim.specs.model import Model
 from moesim.specs.scenario import Scenario
@@ -40,8 +41,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_layers(self) -> int:
-        """Layers that are built."""
-        return self.measurement.num_layers or self.model.num_layers
+        """Layers that are built: `model` has as many."""
+        return self.model.num_layers
 
     @property
     def name(self) -> str:
@@ -85,7 +86,7 @@ def list_runs(experiment: Experiment) -> Iterator[PlannedRun | SkippedRun]:
     for request in experiment.requests():
         name = _name(request)
         try:
-            scenario = make_scenario(request)
+            scenario = planned_scenario(request, measurement)
             strategy = routing_strategy(measurement, request.routing)
         except InputError as error:
             yield SkippedRun(name=name, reason=str(error))
@@ -135,6 +136,9 @@ def _unmeasurable(scenario: Scenario, request: Request, measurement: Measurement
     ranks = deployment.tensor_parallel_size * deployment.data_parallel_size
     reasons = {
         f"engine {request.engine}: the runner starts vLLM": request.engine != "vllm",
+        f"quantization {deployment.quantization}: only a checkpoint can have it; vLLM makes fp8 by itself": (
+            deployment.quantization not in ("none", "fp8")
+        ),
         "trace: arrivals of a trace are not replayed by the benchmark client": isinstance(workload.arrival, Trace),
         "cached_prefix_len: a warm cache is not set up; use shared_prefix_len": request.cached_prefix_len > 0,
         f"routing {request.routing}: set measurement.routing_strategy, the engine must be told to route so": (

@@ -30,7 +30,7 @@ def prepare_folder(server: Server, models_dir: Path) -> Path:
     if (fetched / "config.json").is_file():
         _copy_config(fetched, folder, server)
     else:
-        write_model_folder(server.model, folder, server.measurement.num_layers)
+        write_model_folder(server.model, folder)
     if not (folder / "tokenizer.json").is_file():
         write_tokenizer(folder, server.model.vocab_size)
     return folder

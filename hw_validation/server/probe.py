@@ -125,6 +125,10 @@ def planned_facts(server: Server) -> dict[str, Any]:
         "load_format": measurement.load_format,
         "routing_strategy": measurement.routing_strategy,
     }
+    if size.quantization != "none":
+        facts["quantization"] = size.quantization
+    if size.kv_cache_dtype != "auto":
+        facts["cache_dtype"] = size.kv_cache_dtype
     if spread and size.data_parallel_size > 1:
         facts["all2all_backend"] = size.all2all_backend
     if spread and measurement.eplb is None:

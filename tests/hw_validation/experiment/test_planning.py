@@ -102,6 +102,8 @@ def test_runs_of_one_server_are_together_and_repeats_have_their_own_prompts() ->
         ({"frontend": "offline", "concurrency": 16, "gpus": 2, "dp": 2}, {}, "offline runs have one engine"),
         ({}, {"return_routed_experts": True}, "set frontend: offline"),
         ({"gpus": 4, "tp": 2, "dp": 2, "ep": 2}, {}, "vLLM's tp x dp = 4"),
+        ({"model": "mixtral-8x7b", "hardware": "h100"}, {}, "mixtral-8x7b"),
+        ({"quantization": "int4"}, {}, "quantization int4"),
         ({"gpus": 3, "tp": 3}, {}, "tensor_parallel_size: 3"),
     ],
 )
@@ -152,6 +154,26 @@ def test_weights_are_read_in_proportion_to_their_size_and_random_ones_not() -> N
     (real,), (dummy,) = runs_of(experiment()), runs_of(experiment({"load_format": "dummy"}))
     assert start_seconds(dummy.server, rates) == 100
     assert start_seconds(real.server, rates) == pytest.approx(100 + 2 * 6.92, rel=0.01)
+
+
+def test_fewer_layers_fit_and_cost_less() -> None:
+    words = {"model": "dbrx", "load_format": "dummy"}
+    (whole,) = list_runs(experiment({"load_format": "dummy"}, model="dbrx"))
+    assert isinstance(whole, SkippedRun)
+    assert "does not fit" in whole.reason
+    costs: list[float] = []
+    for layers in (4, 8):
+        (run,) = runs_of(experiment({"load_format": words["load_format"], "num_layers": layers}, model=words["model"]))
+        assert run.server.num_layers == layers
+        costs.append(server_cost(run.server, [run], CostRates(start_s=0)).runs[0].run_s)
+    assert costs[0] < costs[1] < 2.2 * costs[0]
+
+
+@pytest.mark.parametrize("layers", [0, 3, 62])
+def test_layers_that_the_model_does_not_have_are_refused(layers: int) -> None:
+    (skipped,) = list_runs(experiment({"load_format": "dummy", "num_layers": layers}, model="deepseek-v3"))
+    assert isinstance(skipped, SkippedRun)
+    assert "deepseek-v3 has 4 to 61" in skipped.reason
 
 
 def test_warm_up_reaches_every_batch_size_in_doublings() -> None:

@@ -89,6 +89,12 @@ def test_file_wins_over_defaults_and_routing_is_forced() -> None:
     assert found["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] == "zipf_1.2"
 
 
+def test_number_formats_that_were_asked_for_are_probed() -> None:
+    planned = planned_facts(server(tp=8, quantization="fp8", kv_cache_dtype="fp8"))
+    assert (planned["quantization"], planned["cache_dtype"]) == ("fp8", "fp8")
+    assert not {"quantization", "cache_dtype"} & set(planned_facts(server(tp=8)))
+
+
 class Part:
     """A piece of vLLM's configuration that has every attribute it is given."""
 
