@@ -214,7 +214,7 @@ def _best_split_s(
     reduction = np.where(_SPLITS > 1, reduction, 0.0) + np.where(
         (_SPLITS > 1) & (inner < _SHORTEST_SPLIT * _SPLITS), np.inf, 0.0
     )
-    seconds = np.ceil(shape.count[..., None] * (_SPLITS / units))
+    seconds = np.ceil(shape.count[..., None] * _SPLITS / units)
     seconds *= _depth(inner / _SPLITS)[..., None, :] * shape.per_inner_s[..., None] + shape.fixed_s[..., None]
     seconds += reduction[..., None, :]
     return seconds.min(axis=(-2, -1))

@@ -13,6 +13,7 @@ autotuning of FlashInfer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from moesim.specs.hardware import Accelerator, peak_rate
 FloatArray = NDArray[np.float64]
 BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin", "tuned"]
 BLOCKS = (8, 16, 32, 64, 128)
-_COLUMN_TILES = np.array([32.0, 64.0, 128.0, 256.0])
+_COLUMN_TILES = (32.0, 64.0, 128.0, 256.0)
 _STEP = 64.0
 _CACHE_SHARE = 0.45
 """Share of the L2 cache that keeps weights between back-to-back calls (the rest holds activations)."""
@@ -147,7 +148,7 @@ def fused_experts(
     spill = 1.0 + constants[prefix + "spill_loss"] * _beyond_cache(load.tokens * hidden * ACTIVATION_BYTES, accelerator)
     if kernel.block_rule == "experts":
         spill = spill * np.where(tuned, 1.0, constants["moe_untuned_slowdown"])
-    columns = _column_limits(kernel, load, tuned)
+    columns = _column_tiles(kernel, load, tuned)
     parts = [
         _product(load, inner, outer, weights * cold, (slow, spill), columns, dtype, accelerator, constants, kernel)
         for inner, outer, weights, slow in (
@@ -188,17 +189,14 @@ def _misaligned(width: FloatArray, constants: Constants, kernel: FusedKernel) ->
     return np.where(width % 16 > 0, constants["moe_misaligned_slowdown"], 1.0)
 
 
-def _column_limits(
-    kernel: FusedKernel, load: ExpertLoad, tuned: NDArray[np.bool_] | bool
-) -> tuple[FloatArray, FloatArray]:
-    """Least and largest column tile: fixed by vLLM's default configurations, free for other kernels."""
+def _column_tiles(kernel: FusedKernel, load: ExpertLoad, tuned: NDArray[np.bool_] | bool) -> list[FloatArray | float]:
+    """Candidate column tiles: fixed by vLLM's default configurations, free for other kernels."""
     if kernel.block_rule == "tokens":
-        fixed = np.where(load.tokens <= 64, 64.0, 128.0)
-        return fixed, fixed
+        return [np.where(load.tokens <= 64, 64.0, 128.0)]
     if kernel.block_rule == "experts":
         fixed = np.where(load.block_rows <= 16, 32.0, 64.0)
-        return np.where(tuned, 32.0, fixed), np.where(tuned, 256.0, fixed)
-    return np.full_like(load.block_rows, 32.0), np.full_like(load.block_rows, 256.0)
+        return [np.where(tuned, tile, fixed) for tile in _COLUMN_TILES]
+    return [*_COLUMN_TILES]
 
 
 def _product(
@@ -207,7 +205,7 @@ def _product(
     outer: FloatArray,
     weight_bytes: FloatArray,
     slowdown: tuple[FloatArray | float, FloatArray],
-    columns: tuple[FloatArray, FloatArray],
+    columns: list[FloatArray | float],
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
@@ -231,7 +229,7 @@ def _tiles_s(
     load: ExpertLoad,
     inner: FloatArray,
     outer: FloatArray,
-    columns: tuple[FloatArray, FloatArray],
+    columns: list[FloatArray | float],
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
@@ -242,21 +240,17 @@ def _tiles_s(
     compute = constants[prefix + "compute_efficiency"] * peak_rate(accelerator, _compute_format(kernel, dtype)) / units
     load_rate = constants[prefix + "unit_load_bytes_per_s"]
     depth = np.ceil(inner / _STEP) * _STEP
-    best: FloatArray | None = None
-    for tile in _COLUMN_TILES:
+    stored = constants[prefix + "store_factor"] * ACTIVATION_BYTES * units / accelerator.hbm_bandwidth_bytes_per_s
+    candidates: list[FloatArray] = []
+    for tile in columns:
         waves = load.tiles * np.ceil(outer / tile) / units
-        waves = 0.5 * np.maximum(waves, 1.0) + 0.5 * np.maximum(np.ceil(waves), 1.0)
+        waves = np.maximum(0.5 * (waves + np.ceil(waves)), 1.0)
+        area = load.block_rows * tile
         loaded = load.block_rows * kernel.activation_bytes + tile * dtype.bytes_per_element
-        per_inner = np.maximum(2.0 * load.block_rows * tile / compute, loaded / load_rate)
+        per_inner = np.maximum(2.0 * area / compute, loaded / load_rate)
         per_inner = np.maximum(per_inner, constants[prefix + "step_s"] / _STEP)
-        store = constants[prefix + "store_factor"] * load.block_rows * tile * ACTIVATION_BYTES * units
-        seconds = waves * (
-            constants[prefix + "tile_s"] + depth * per_inner + store / accelerator.hbm_bandwidth_bytes_per_s
-        )
-        seconds = np.where((tile < columns[0]) | (tile > columns[1]), np.inf, seconds)
-        best = seconds if best is None else np.minimum(best, seconds)
-    assert best is not None
-    return best
+        candidates.append(waves * (constants[prefix + "tile_s"] + depth * per_inner + stored * area))
+    return reduce(np.minimum, candidates)
 
 
 def _compute_format(kernel: FusedKernel, dtype: Dtype) -> str:
