@@ -51,18 +51,18 @@ def read(path: Path, limits: Limits = LIMITS) -> list[Measurement]:
     else:
         kind, values, request = _latency(document, path)
     words = {**request, **{name: value for name, value in told.items() if name in _WORDS}}
-    engine = str(told.get("engine") or document.get("backend") or document.get("endpoint_type") or "vllm")
+    engine, assumed = _engine(told, document)
     item = Measurement(
         id=path.name.removesuffix(".gz").removesuffix(".json"),
         kind=kind,
         model=str(words.get("model", "")),
         hardware=Hardware(accelerator=str(told.get("hardware", "")), devices=_whole(told.get("gpus"))),
-        software=Software(engine=engine.partition("-")[0], engine_version=str(told.get("engine_version", ""))),
+        software=Software(engine=engine, engine_version=str(told.get("engine_version", ""))),
         routing=str(told.get("routing", "")),
         request=words,
         point={name: document[name] for name in ("num_prompts", "request_rate", "max_concurrency") if name in document},
         values=values,
-        labels=_labels(document),
+        labels=(*_labels(document), *assumed),
         provenance=Provenance(file=str(path), sha256=hash_file(path), date=str(document.get("date", ""))),
     )
     return [check_measurement(item, str(path))]
@@ -161,6 +161,13 @@ def _labels(document: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(errors, list) and any(errors):
         labels.append("failed_requests")
     return tuple(labels)
+
+
+def _engine(told: dict[str, Any], document: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The engine, and a label where the file names only the endpoint's form ("openai"): then vLLM is assumed."""
+    named = str(told.get("engine") or document.get("backend") or document.get("endpoint_type") or "")
+    engine = named.partition("-")[0]
+    return (engine, ()) if engine in ("vllm", "sglang") else ("vllm", ("engine_assumed",))
 
 
 def _read_told(path: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,9 @@ def test_words_told_to_the_client_make_it_a_run(tmp_path):
     assert (request.concurrency, request.input_len, request.output_len, request.num_prompts) == (8, 512, 128, 100)
     assert run.measured["ttft_p50_ms"] == 60.0
     assert run.measured["itl_p50_ms"] == 12.0
+    assert (run.engine, run.flags) == ("vllm", ("engine_assumed",)), "the file names the endpoint's form only"
+    ((named,), _) = read_runs(write(tmp_path / "s.json", hardware="h100", gpus=2, tp=2, engine="sglang"))
+    assert (named.engine, named.request.engine, named.flags) == ("sglang", "sglang", ())
 
 
 def test_a_file_beside_it_wins_over_the_clients_words(tmp_path):
