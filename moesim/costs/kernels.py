@@ -41,8 +41,8 @@ class OperatorCost:
 
     def at(self, step: int) -> OperatorCost:
         """One of the steps, as arrays of one entry."""
-        arrays = (getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches")
-        return OperatorCost(*arrays, launches=self.launches)
+        arrays = [getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches"]
+        return OperatorCost(*arrays, self.launches)  # pyright: ignore[reportCallIssue]
 
     def slowed(self, factor: float) -> OperatorCost:
         """The same work, `factor` times as long."""

@@ -59,7 +59,7 @@ class StepModel:
     padded: list[int]
     noise: FloatArray
     noise_list: list[float]
-    known_steps: dict[tuple[int, int, int, int, bool, int], object]
+    known_steps: dict[tuple[int, ...], object]
     decode_tables: dict[int, object]
     launches: float
     token_grid: IntArray
@@ -151,7 +151,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         attention=coefficients,
         token_s=np.interp(dense, tokens, _total_s(token_operators)).tolist(),
         routed_s=np.interp(group, tokens, experts.seconds).tolist(),
-        routed_memory_s=np.interp(group, tokens, experts.memory_s).tolist(),
+        routed_memory_s=np.interp(group, tokens, _weights_s(layout, tokens, experts.memory_s)).tolist(),
         prompt_routing_exponent=min(layout.parameters["prompt_routing_exponent"], 1.0),
         routed_sd_s=np.interp(group, tokens, routed.deviation_s * np.sqrt(max(layers, 1))).tolist(),
         head_s=np.interp(np.arange(largest_rows + 1), rows, _total_s(row_operators)).tolist(),
@@ -168,6 +168,18 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         row_grid=rows,
         row_operators=row_operators,
     )
+
+
+def _weights_s(layout: Layout, tokens: FloatArray, memory_s: FloatArray) -> FloatArray:
+    """Time of the routed experts for reading weights: it stops growing when every expert has five tokens on average.
+
+    What grows beyond is the traffic of activations, which does not depend on how alike tokens are.
+    """
+    moe = layout.model.moe
+    if moe is None:
+        return memory_s
+    all_touched = 5 * moe.num_experts / moe.top_k / layout.deployment.lockstep_ranks
+    return np.minimum(memory_s, np.interp(all_touched, tokens, memory_s))
 
 
 def graph_sizes(layout: Layout) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,7 +55,20 @@ def run_serving(
     memory = require_fit(scenario.model, scenario.deployment, scenario.cluster, table.longest)
     _check_lengths(scenario, table)
     model = model or step_model_for(scenario, table)
-    return _Simulation(scenario, table, model, memory, macro_steps, trace).run()
+    with _paused_collector():
+        return _Simulation(scenario, table, model, memory, macro_steps, trace).run()
+
+
+@contextmanager
+def _paused_collector() -> Generator[None]:
+    """No cyclic garbage collection inside: its passes over the live requests cost a quarter of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def step_model_for(scenario: Scenario, table: RequestTable) -> StepModel:

@@ -23,8 +23,7 @@ from moesim.specs.workload import ClosedLoop
 
 QUEUE_DEPTHS = (4, 8, 16, 32, 64, 128, 256)
 OBJECTIVES = ("throughput", "latency")
-_WAVES = 3
-_MOST_PROMPTS = 768
+_MANY_PROMPTS = 768
 Progress = Callable[[int, int, str], None]
 
 
@@ -73,7 +72,8 @@ def recommend_scenario(
     """Rank all feasible deployments of the scenario's model on its cluster.
 
     The scenario's parallel sizes are replaced by each strategy in turn and its max_num_seqs by each depth;
-    with a closed loop the concurrency follows the depth (every slot is kept busy), with arrivals it stays.
+    with a closed loop the concurrency follows the depth (every slot is kept busy, for two or three whole waves:
+    a last one that is part empty would belittle deep queues), with arrivals it stays.
 
     Raises:
         InputError: nothing fits (says the smallest count that does).
@@ -151,9 +151,9 @@ def _trials(
             workload = scenario.workload
             if isinstance(workload.arrival, ClosedLoop):
                 clients = depth * strategy.data_parallel_size
-                prompts = max(min(_WAVES * clients, _MOST_PROMPTS), clients)
+                waves = 3 if 3 * clients <= _MANY_PROMPTS else 2
                 loop = ClosedLoop(concurrency=clients)
-                workload = msgspec.structs.replace(workload, arrival=loop, num_prompts=prompts)
+                workload = msgspec.structs.replace(workload, arrival=loop, num_prompts=waves * clients)
             yield msgspec.structs.replace(scenario, deployment=deployment, workload=workload), strategy.equal_to
 
 

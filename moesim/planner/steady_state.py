@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.costs.closed_form import Batch, StepEstimate, estimate_step
+from moesim.costs.closed_form import Batch, StepEstimate, estimate_steps
 from moesim.costs.layout import make_layout
 from moesim.errors import InputError
 from moesim.metrics.result import memory_dict
@@ -108,10 +108,6 @@ def steady_state(scenario: Scenario, batch: int) -> SteadyState:
     )
     middle = workload.input_tokens + workload.output_tokens // 2
     prompt = min(workload.input_tokens, deployment.max_num_batched_tokens)
-    return SteadyState(
-        scenario=scenario,
-        batch=batch,
-        decode=estimate_step(layout, Batch(decodes=batch, context_tokens=middle)),
-        prefill=estimate_step(layout, Batch(prompts=1, prompt_tokens=prompt)),
-        memory=memory,
-    )
+    decode = Batch(decodes=batch, context_tokens=middle)
+    prefill = Batch(prompts=1, prompt_tokens=prompt)
+    return SteadyState(scenario, batch, *estimate_steps(layout, (decode, prefill)), memory=memory)
