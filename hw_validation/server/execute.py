@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,16 @@ def measure_runs(runs: list[PlannedRun], log_path: Path, options: RunOptions) ->
         ServerMismatchError: a server is not the planned one. Nothing of it is recorded.
         InputError: a snapshot is missing, or the site lacks what the plan needs.
     """
+    check_hardware(runs, nvidia.list_gpus() or amd.list_gpus())
+    with only_writer(log_path):
+        return _measure_all(runs, log_path, options)
+
+
+def _measure_all(runs: list[PlannedRun], log_path: Path, options: RunOptions) -> Outcome:
     log = RecordLog(log_path)
     resumed = sum(run.key in log for run in runs)
     failed: list[str] = []
     machine = read_machine()
-    check_hardware(runs, nvidia.list_gpus() or amd.list_gpus())
     for server, members in group_by_server(runs):
         pending = [run for run in members if run.key not in log]
         if not pending or time.monotonic() > options.stop_s:
@@ -59,6 +66,26 @@ def measure_runs(runs: list[PlannedRun], log_path: Path, options: RunOptions) ->
     return Outcome(
         recorded=done - resumed, resumed=resumed, failed=tuple(failed), complete=done == len(runs) and not failed
     )
+
+
+@contextmanager
+def only_writer(log_path: Path) -> Generator[None, None, None]:
+    """Hold the log for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process measures into it, or its folder cannot be written.
+    """
+    path = log_path.with_name(log_path.name + ".lock")
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(path.open("w", encoding="utf-8"))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{log_path}: another run measures into it; wait for it, or give another --out") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        yield
 
 
 def _measure_group(

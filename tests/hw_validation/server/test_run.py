@@ -74,6 +74,29 @@ def test_killed_run_goes_on_with_what_is_missing(site: Site) -> None:
     assert len(site.records()) == 4
 
 
+def test_interrupted_run_stops_its_server_and_keeps_its_records(site: Site) -> None:
+    site.variables["FAKE_BENCH_S"] = "1.5"
+    process = site.start()
+    assert wait_for(lambda: len(site.records()) == 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert wait_for(lambda: not [pid for pid in site.pids() if alive(pid)])
+    assert len(site.records()) == 1
+
+
+def test_two_runs_do_not_write_one_log(site: Site) -> None:
+    site.variables["FAKE_BENCH_S"] = "1.5"
+    process = site.start()
+    assert wait_for(lambda: bool(site.calls("serve")))
+    code, output = site.run()
+    process.kill()
+    process.communicate()
+    assert code == 2
+    assert "another run measures into it" in output
+
+
 def test_complete_log_starts_no_server(site: Site) -> None:
     site.run()
     started = len(site.calls("serve"))
