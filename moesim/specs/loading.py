@@ -16,18 +16,26 @@ from moesim.errors import InputError, nearest
 
 T = TypeVar("T")
 _MAX_CONFIG_BYTES = 4_000_000
+_MAX_DEPTH = 60
+_Loader = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 _SCIENTIFIC = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$(?P<path>[^`]*)`)?")
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases: they can multiply a few lines into more than any memory holds."""
+def _parse_yaml(text: str) -> Any:
+    """Safe YAML, parsed in C where PyYAML brings libyaml.
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+    Aliases are refused (they can multiply a few lines into more than any memory holds), and so is deep nesting.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ComposerError(None, None, f"nesting deeper than {_MAX_DEPTH} levels", event.start_mark)
+    return yaml.load(text, Loader=_Loader)
 
 
 def config_root() -> Path:
@@ -51,7 +59,7 @@ def read_document(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
-        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_PlainLoader)
+        document = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""

@@ -345,23 +345,30 @@ def _check_constants(constants: dict[str, Parameter], where: str) -> None:
 
 
 @cache
+def read_set(name: str) -> ParameterSet:
+    """The shipped set called `name`."""
+    path = config_root() / "parameters" / f"{name}.yaml"
+    return check_parameters(load(path, ParameterSet), str(path))
+
+
+@cache
 def list_parameter_sets() -> dict[str, ParameterSet]:
     """All shipped parameter sets by name."""
-    paths = sorted((config_root() / "parameters").glob("*.yaml"))
-    found = (check_parameters(load(path, ParameterSet), str(path)) for path in paths)
-    return {item.name: item for item in found}
+    names = [path.stem for path in sorted((config_root() / "parameters").glob("*.yaml"))]
+    return {name: read_set(name) for name in names}
 
 
 def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: str = "") -> ParameterSet:
     """The calibrated set for this accelerator and engine, or the vendor's data-sheet prior when there is none.
 
-    A set of the asked `version` is preferred, then the one without a version of its own (the reference).
+    A set of the asked `version` is preferred, then the one without a version of its own (the reference). Sets of an
+    accelerator are called ACCELERATOR-ENGINE or ACCELERATOR-ENGINE-VERSION, so that only these are read.
     """
-    sets = list_parameter_sets().values()
-    exact = [item for item in sets if accelerator.name in item.accelerators and item.engine == engine]
+    folder = config_root() / "parameters"
+    names = [path.stem for path in sorted(folder.glob(f"{accelerator.name}-{engine}*.yaml"))]
+    exact = [item for item in map(read_set, names) if accelerator.name in item.accelerators and item.engine == engine]
     exact.sort(key=lambda item: (item.engine_version != version, item.engine_version != ""))
-    prior = [item for item in sets if not item.accelerators and item.vendor == accelerator.vendor]
-    return (exact or prior)[0]
+    return exact[0] if exact else read_set(f"prior-{accelerator.vendor}")
 
 
 def scaled(parameters: ParameterSet, name: str, factor: float) -> ParameterSet:
