@@ -8,12 +8,11 @@ import msgspec
 
 from hw_validation.experiment.runs import PlannedRun, Server
 from hw_validation.experiment.scenario import planned_scenario
+from hw_validation.experiment.warm_up import WARM_UP_TOKENS, warm_up_batches
 from moesim.simulation import simulate_scenario
 from moesim.specs.model import weight_bytes
 from moesim.specs.scenario import Scenario
-from moesim.specs.workload import AllAtOnce, ClosedLoop
-
-WARM_UP_TOKENS = 8
+from moesim.specs.workload import AllAtOnce
 
 
 class CostRates(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,15 +82,6 @@ def run_cost(run: PlannedRun, warmed: set[int]) -> RunCost:
     warmed.update(sizes)
     waves = (simulate_scenario(_wave(scenario, size), intervals=False).duration_s for size in sizes)
     return RunCost(run_s=run_s, warm_up_s=sum(waves))
-
-
-def warm_up_batches(scenario: Scenario) -> list[int]:
-    """Batch sizes to run once before a measurement: powers of two up to what can be in flight, and that size."""
-    arrival, workload = scenario.workload.arrival, scenario.workload
-    clients = arrival.concurrency if isinstance(arrival, ClosedLoop) else workload.num_prompts
-    ranks = scenario.deployment.data_parallel_size
-    largest = min(clients, workload.num_prompts, scenario.deployment.max_num_seqs * ranks)
-    return sorted({2**power for power in range(largest.bit_length()) if 2**power <= largest} | {largest})
 
 
 def start_seconds(server: Server, rates: CostRates) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from hw_validation.dummy_server import call_workers
-from hw_validation.experiment.cost import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.experiment.runs import PlannedRun, Server, group_by_server
+from hw_validation.experiment.warm_up import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.machine import amd, nvidia
 from hw_validation.machine.gpus import Gpu, is_planned
 from hw_validation.machine.sampler import GpuSampler, choose_reader

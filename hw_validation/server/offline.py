@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from hw_validation.experiment.cost import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.experiment.runs import PlannedRun, Server
+from hw_validation.experiment.warm_up import WARM_UP_TOKENS, warm_up_batches
 from hw_validation.machine.sampler import GpuSampler, choose_reader
 from hw_validation.records import Environment, RecordLog, make_record
 from hw_validation.server.bench import BenchmarkError

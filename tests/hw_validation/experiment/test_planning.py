@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from hw_validation.experiment.cost import CostRates, server_cost, start_seconds, warm_up_batches
+from hw_validation.experiment.cost import CostRates, server_cost, start_seconds
 from hw_validation.experiment.measurement import Measurement, read_measurement, routing_strategy
 from hw_validation.experiment.planning import make_plan
 from hw_validation.experiment.runs import PlannedRun, SkippedRun, group_by_server, list_runs
+from hw_validation.experiment.warm_up import warm_up_batches
 from hw_validation.records import RecordLog, make_record
 from moesim.errors import InputError
 from moesim.experiments import Experiment, list_experiments, load_experiment
