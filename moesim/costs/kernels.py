@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +41,18 @@ class OperatorCost:
 
     def at(self, step: int) -> OperatorCost:
         """One of the steps, as arrays of one entry."""
-        arrays = [getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches"]
-        return OperatorCost(*arrays, self.launches)  # pyright: ignore[reportCallIssue]
+        arrays = {f.name: getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches"}
+        return replace(self, **arrays)
 
     def slowed(self, factor: float) -> OperatorCost:
         """The same work, `factor` times as long."""
-        seconds = (getattr(self, f.name) * factor for f in fields(self) if f.name.endswith("_s"))
-        return OperatorCost(*seconds, self.hbm_bytes, self.flops, self.launches)
+        return replace(
+            self,
+            memory_s=self.memory_s * factor,
+            compute_s=self.compute_s * factor,
+            network_s=self.network_s * factor,
+            launch_s=self.launch_s * factor,
+        )
 
     def times(self, count: float) -> OperatorCost:
         """The operator run `count` times in a row."""

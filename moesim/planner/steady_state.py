@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesim.costs.closed_form import Batch, StepEstimate, estimate_steps
 from moesim.costs.layout import make_layout
@@ -12,6 +12,9 @@ from moesim.metrics.result import memory_dict
 from moesim.placement.fit import require_fit
 from moesim.placement.memory import MemoryPlan
 from moesim.specs.scenario import Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,12 @@ class SteadyState:
             "prefill_ms": gaps[1] * 1e3,
             "prefill_share": f"{gaps[1] / self.prefill.seconds:.1%}",
         }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per operator: milliseconds and shares of the decode step and of the prompt."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract of `moesim estimate`."""
