@@ -52,6 +52,25 @@ def measure_python_speed_ns(rounds: int = 5) -> float:
     return median(_time_additions(200_000) for _ in range(rounds))
 
 
+def probe_host() -> dict[str, float]:
+    """How fast the host is right now: µs to launch a small kernel, ns for a Python addition (takes about 3 ms).
+
+    Hosts change speed within minutes (a factor of 1.8 was seen), and steps above the largest graph follow them.
+    """
+    import torch
+
+    values = {"host_addition_ns": _time_additions(20_000)}
+    if torch.cuda.is_available():
+        cell = torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(200):
+            cell.add_(1.0)
+        values["host_launch_us"] = 1e6 * (time.perf_counter() - begin) / 200
+        torch.cuda.synchronize()
+    return values
+
+
 def software_versions() -> dict[str, str]:
     """Versions of the packages that decide speed; "absent" where one is not installed."""
     from importlib.metadata import PackageNotFoundError, version

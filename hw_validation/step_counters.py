@@ -3,8 +3,8 @@
 python -m hw_validation.step_counters --out counters.jsonl --models olmoe-1b-7b:2,mixtral-8x7b:2 --seconds 90
 
 For each model this starts itself again under `ncu`: vLLM runs the steps between two profiler calls, and a marker
-kernel before each step tells them apart in ncu's list. Kernels run one by one with their counters, caches are left
-as the step leaves them and clocks as they are. Where ncu fails, its last words are printed and nothing is recorded.
+kernel before each step tells them apart in ncu's list. Kernels are launched one by one (eager mode, where small
+operators are not fused: under 1 % of a step's bytes), caches are left as the step leaves them and clocks as they are. Where ncu fails, its last words are printed and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hw_validation.client import Client
-from hw_validation.engine import EngineSettings, TracedEngine, start_engine
+from hw_validation.engine import EngineSettings, TracedEngine, prepare_engine, start_engine
 from hw_validation.plan import WARM_STEPS, KernelsPoint
 from hw_validation.records import RecordLog, Setup, make_record
+from hw_validation.standby import go_line, wait_for_go
 from moesim.errors import InputError
 
 METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum")
@@ -35,6 +36,7 @@ PREFILLS = (512,)
 CONTEXT = 256
 _MARKER = "spin_kernel"
 _NAME_CHARS = 160
+_EXIT_S = 8.0
 _NCU_PLACES = ("/opt/nvidia/nsight-compute", "/usr/local/cuda/bin")
 
 
@@ -135,37 +137,71 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.child:
         return _child(options)
-    deadline_s = time.perf_counter() + options.seconds
     log, models = RecordLog(options.out), options.models.split(",")
+    first = _start(models[0], log, options.ncu)
+    granted_s = wait_for_go() if options.standby else options.seconds
+    if granted_s is None:
+        _interrupt(first)
+        return 3
+    deadline_s = time.perf_counter() + granted_s
     for place, model in enumerate(models):
         share_s = (deadline_s - time.perf_counter()) / (len(models) - place)
         try:
-            _count_model(model, log, share_s - 3, options.ncu)
+            _count_model(model, log, share_s - _EXIT_S, _start(model, log, options.ncu) if place else first)
         except (InputError, subprocess.SubprocessError, OSError) as error:
             print(f"{model}: failed: {error}", file=sys.stderr, flush=True)
-    print(f"{len(log.keys)} records after {time.perf_counter() - deadline_s + options.seconds:.0f} s", flush=True)
+    print(f"{len(log.keys)} records after {time.perf_counter() - deadline_s + granted_s:.0f} s", flush=True)
     return 0 if log.keys else 2
 
 
-def _count_model(model: str, log: RecordLog, seconds: float, ncu: str | None) -> None:
-    told, listed = log.path.with_suffix(f".{model.partition(':')[0]}.json"), log.path.with_suffix(".csv")
+def _start(model: str, log: RecordLog, ncu: str | None) -> subprocess.Popen[bytes]:
+    """Start the counted process of `model` under ncu; it prepares and waits to be told to go on."""
+    told, listed = _paths(model, log)
     options = ["--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--cache-control", "none"]
     options += ["--profile-from-start", "off", "--target-processes", "application-only", "--replay-mode", "kernel"]
     options += ["--graph-profiling", "node", "--metrics", ",".join(METRICS), "--log-file", str(listed)]
     child = [sys.executable, "-m", "hw_validation.step_counters", "--child", "--models", model, "--out", str(told)]
-    process = subprocess.Popen([ncu or find_ncu(), *options, *child], start_new_session=True)
+    return subprocess.Popen([ncu or find_ncu(), *options, *child], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _paths(model: str, log: RecordLog) -> tuple[Path, Path]:
+    """What the counted process tells, and ncu's table."""
+    name = model.partition(":")[0]
+    return log.path.with_suffix(f".{name}.json"), log.path.with_suffix(f".{name}.csv")
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> int:
+    """End ncu so that it still writes its table; returns the exit code."""
+    for sign, seconds in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, sign)
+            return process.wait(timeout=seconds)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    return process.wait()
+
+
+def _count_model(model: str, log: RecordLog, seconds: float, process: subprocess.Popen[bytes]) -> None:
+    """Let the waiting process of `model` go, for at most `seconds`, and record what ncu listed."""
+    told, listed = _paths(model, log)
     try:
-        code = process.wait(timeout=seconds)
+        process.communicate(go_line(seconds).encode(), timeout=seconds)
+        code = process.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+        code = _interrupt(process)
     if not told.exists() or not listed.exists():
         raise InputError(f"ncu ended with exit code {code} and left no table")
     ran = msgspec.json.decode(told.read_bytes(), type=_Told)
     with listed.open(encoding="utf-8", errors="replace") as lines:
-        steps = split_steps(read_ncu(lines))
+        text = lines.read().splitlines()
+    try:
+        steps = split_steps(read_ncu(text))
+    except InputError as error:
+        raise InputError(f"{error} (exit code {code}): {' | '.join(text[:6])[:600]}") from None
     for point, step in zip(ran.points, steps, strict=False):
-        key = f"{ran.setup.model}/{ran.setup.num_layers}layers/graphs/counters/{point.key}"
+        key = f"{ran.setup.model}/{ran.setup.num_layers}layers/eager/counters/{point.key}"
         content: dict[str, Any] = {"values": sum_step(step), "tables": {"kernels": [list(kernel) for kernel in step]}}
         log.append(make_record("step_counters", key, ran.setup, msgspec.to_builtins(point), **content))
         print(f"{key}: {content['values']}", flush=True)
@@ -183,11 +219,15 @@ def _child(options: argparse.Namespace) -> int:
     settings = EngineSettings(
         model=name,
         num_layers=int(layers) if layers else None,
-        capture_sizes=BATCHES,
+        enforce_eager=True,
         gpu_memory_utilization=0.6,
         max_num_batched_tokens=8192,
         async_scheduling=False,
     )
+    prepare_engine(settings, Path(options.folder))
+    print(f"{name}: prepared", flush=True)
+    if wait_for_go() is None:
+        return 3
     engine = start_engine(settings, Path(options.folder))
     print(f"{name}: ready after {engine.start_s:.0f} s", flush=True)
     ran: list[KernelsPoint] = []
@@ -220,12 +260,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=180.0, help="what all models together may take")
     parser.add_argument("--ncu", help="the ncu program (found on the PATH)")
     parser.add_argument("--folder", default="/tmp/moesim-models", help="where config.json folders are written")
+    parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go UNTIL` on standard input")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(main())

@@ -23,6 +23,7 @@ import msgspec
 
 from hw_validation.client import BudgetSpentError, Client
 from hw_validation.engine import EngineSettings, TracedEngine, prepare_engine, start_engine
+from hw_validation.environment import probe_host
 from hw_validation.loops import run_closed_loop, run_open_loop
 from hw_validation.plan import (
     SECTIONS,
@@ -100,10 +101,10 @@ class Sweep:
     def _measure(self, client: Client, point: Point, key: str) -> None:
         described: dict[str, Any] = msgspec.to_builtins(point)
         content: dict[str, Any]
-        loads = self._set_spread(getattr(point, "router_spread", 0.0))
+        loads = self._set_spread(getattr(point, "router_spread", 0.0)) | probe_host()
         if isinstance(point, KernelsPoint):
             values, kernels = measure_kernels(client, point)
-            content = {"values": values, "tables": {"kernels": kernels}}
+            content = {"values": values | loads, "tables": {"kernels": kernels}}
         else:
             measured = self._dispatch(client, point)
             if measured is None:

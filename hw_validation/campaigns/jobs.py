@@ -7,7 +7,7 @@ import msgspec
 MODELS = "olmoe-1b-7b,qwen1.5-moe-a2.7b,dbrx,qwen2-57b-a14b,mixtral-8x7b,deepseek-v3"
 _ALL = "decode,prefill,mixed,closed,decode-long,closed-long,skew,kernels,open"
 _STEPS = "decode,prefill,mixed,decode-long,kernels,skew"
-_REPEAT = "decode,prefill,closed-spot,closed-long-spot,mixed,decode-long"
+_REPEAT = "decode,closed-spot,closed-long-spot,prefill,mixed,decode-long,closed"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +56,20 @@ _MICRO = Job(
 _DEEPSEEK_BF16 = sweep(
     "deepseek-v3-bf16",
     75,
-    f"--model deepseek-v3 --num-layers 5 --bf16 --attention-backend TRITON_MLA --contexts 256,1024 --sections {_STEPS}",
+    f"--model deepseek-v3 --num-layers 5 --bf16 --contexts 256,1024 --sections {_STEPS}",
 )
 _COUNTERS = Job(
     name="counters",
     module="hw_validation.step_counters",
-    arguments="--out {out} --seconds {seconds}",
-    seconds=120,
+    arguments="--models olmoe-1b-7b:2 --out {out} --standby",
+    seconds=60,
+    standby=True,
+)
+_DEEPSEEK = sweep(
+    "deepseek-v3",
+    70,
+    f"--model deepseek-v3 --num-layers 5 --contexts 256,1024 --sections {_STEPS}",
+    _DEEPSEEK_BF16,
 )
 
 _DENSE_RUNS = (
@@ -83,6 +90,8 @@ _EXPERT_RUNS = (
     "expert_loads=true graphs=true",
 )
 
+_EVEN_RUNS = ("graphs=true", "expert_loads=true graphs=true", "expert_execution=loop", "cache=dual graphs=true")
+
 CAMPAIGNS: dict[str, tuple[Job, ...]] = {
     "first": (
         _MICRO,
@@ -98,27 +107,25 @@ CAMPAIGNS: dict[str, tuple[Job, ...]] = {
     ),
     "second": (
         sweep("mixtral", 200, f"--model mixtral-8x7b --contexts 256,1024 --sections {_ALL}"),
-        sweep(
-            "deepseek-v3",
-            80,
-            f"--model deepseek-v3 --num-layers 5 --contexts 256,1024 --sections {_STEPS}",
-            _DEEPSEEK_BF16,
-        ),
+        _DEEPSEEK,
         sweep("qwen2-57b", 60, f"--model qwen2-57b-a14b --num-layers 8 --contexts 256,1024 --sections {_STEPS}"),
         sweep("dbrx", 60, f"--model dbrx --num-layers 6 --contexts 256,1024 --sections {_STEPS}"),
         llada("llada-8b", 45, "llada-8b", _DENSE_RUNS),
         _COUNTERS,
     ),
     "repeat": (
-        sweep("olmoe", 75, f"--model olmoe-1b-7b --sections {_REPEAT}"),
-        sweep("mixtral", 115, f"--model mixtral-8x7b --contexts 256,1024 --sections {_REPEAT}"),
-        sweep("qwen1.5-moe", 75, f"--model qwen1.5-moe-a2.7b --sections {_REPEAT}"),
+        sweep("olmoe", 85, f"--model olmoe-1b-7b --sections {_REPEAT}"),
+        sweep("mixtral", 135, f"--model mixtral-8x7b --contexts 256,1024 --sections {_REPEAT}"),
+        sweep("qwen1.5-moe", 85, f"--model qwen1.5-moe-a2.7b --sections {_REPEAT}"),
         Job(
             name="serving",
             module="hw_validation.serving",
             arguments="--model olmoe-1b-7b --out {out} --standby",
-            seconds=140,
+            seconds=130,
             standby=True,
         ),
+        _COUNTERS,
+        llada("llada-moe", 40, "llada-moe-7b-a1b", _EVEN_RUNS),
+        _DEEPSEEK,
     ),
 }
