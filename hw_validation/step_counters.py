@@ -4,7 +4,8 @@ python -m hw_validation.step_counters --out counters.jsonl --models olmoe-1b-7b:
 
 For each model this starts itself again under `ncu`: vLLM runs the steps between two profiler calls, and a marker
 kernel before each step tells them apart in ncu's list. Kernels are launched one by one (eager mode, where small
-operators are not fused: under 1 % of a step's bytes), caches are left as the step leaves them and clocks as they are. Where ncu fails, its last words are printed and nothing is recorded.
+operators are not fused: under 1 % of a step's bytes), caches are left as the step leaves them and clocks as they are.
+Where ncu fails, its first words are printed and nothing is recorded.
 """
 
 from __future__ import annotations

@@ -136,9 +136,9 @@ def place(model: Llada, piece: Piece, tensor: Tensor) -> None:
 
 @torch.no_grad()
 def fill_random(model: Llada, seed: int) -> None:
-    """Normal weights of standard deviation 0.02 (embeddings: 4) and norms of 1; each tensor's values depend on its name and `seed`.
+    """Normal weights of standard deviation 0.02 (embeddings: 4) and norms of 1.
 
-    The values do not depend on how the model is sharded, but they do on the kind of device.
+    Each tensor's values depend on its name, on `seed` and on the kind of device, but not on how the model is sharded.
     """
     for piece in pieces(model.architecture):
         if not is_local(model, piece):
