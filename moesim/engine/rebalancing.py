@@ -26,8 +26,8 @@ from moesim.placement.eplb import eplb_global
 from moesim.placement.migration import migrate
 from moesim.placement.transfer import expert_bytes, transfer_seconds
 from moesim.routing.imbalance import max_over_mean
+from moesim.routing.loads import make_bank
 from moesim.routing.popularity import popularity
-from moesim.routing.sampling import inclusion_probability
 from moesim.routing.synthetic import drifted_popularity
 from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
@@ -35,8 +35,6 @@ from moesim.specs.routing import Routing
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 _POSITIONS = 8
-_LAYERS = 8
-"""Layers whose maps are planned and costed; the others repeat them (their loads come from the same routing)."""
 _SIZES = 10
 
 
@@ -169,16 +167,23 @@ class Course:
         seen = max(group_tokens * (step - first), 1)
         return self.rng.poisson(shares * seen).astype(float)
 
-    def _popularity(self, position: int) -> FloatArray:
-        return drifted_popularity(self.start, self.turn, position / _POSITIONS)
+    def _routing(self, position: int) -> Routing:
+        """The scenario's own routing at the start, counts of the turned popularity elsewhere."""
+        if position == 0:
+            return self.layout.routing
+        rows = drifted_popularity(self.start, self.turn, position / _POSITIONS)
+        counts = tuple(tuple(float(value) for value in row) for row in rows)
+        return Routing(kind="counts", counts=counts, source="drifted")
 
     def _inclusion(self, position: int) -> FloatArray:
-        return np.stack([inclusion_probability(row, self.moe.top_k) for row in self._popularity(position)])
+        """Share of the tokens that each expert gets [layers, experts], for the layers that routing distinguishes."""
+        bank = make_bank(self.moe, self._routing(position), self.layout.model.num_moe_layers, self.layout.seed)
+        return bank.inclusion[np.arange(len(self.maps[0])) % len(bank.inclusion)]
 
     def _cost(self, position: int, number: int) -> _Costed:
         known = self.costed.get((position, number))
         if known is None:
-            known = _cost_state(self.layout, self._popularity(position), self.maps[number], self.tokens)
+            known = _cost_state(self.layout, self._routing(position), self.maps[number], self.tokens)
             self.costed[position, number] = known
         return known
 
@@ -191,14 +196,15 @@ def make_course(layout: Layout, largest_group_tokens: int) -> Course | None:
     if deployment.eplb is None and not layout.routing.drift_steps:
         return None
     rng = np.random.default_rng([layout.seed, 0xEB1B])
-    layers = min(_LAYERS, layout.model.num_moe_layers)
-    start = _log_popularity(layout.routing, moe, layers, np.random.default_rng([layout.seed, 0x10AD]))
-    turn = _log_popularity(layout.routing, moe, layers, rng)
+    all_layers = layout.model.num_moe_layers
+    layers = len(make_bank(moe, layout.routing, all_layers, layout.seed).inclusion)
+    start = _log_popularity(layout.routing, moe, all_layers, np.random.default_rng([layout.seed, 0x10AD]))
+    turn = _log_popularity(layout.routing, moe, all_layers, rng)
     tokens = np.unique(np.geomspace(1, max(largest_group_tokens, 2), _SIZES).round())
-    own = deployed_map(moe, layout.routing, expert_layout(deployment), layers, layout.seed)
+    own = deployed_map(moe, layout.routing, expert_layout(deployment), all_layers, layout.seed)[:layers]
     first = _initial_map(layout, moe, layers) if deployment.eplb is not None and not deployment.placement else own
-    static = _cost_state(layout, drifted_popularity(start, turn, 0.0), own, tokens).seconds
-    return Course(layout, moe, start, turn, tokens, rng, [first], static)
+    static = _cost_state(layout, layout.routing, own, tokens).seconds
+    return Course(layout, moe, start[:layers], turn[:layers], tokens, rng, [first], static)
 
 
 def _initial_map(layout: Layout, moe: MixtureOfExperts, layers: int) -> IntArray:
@@ -221,12 +227,10 @@ def _position(step: int, drift_steps: int) -> int:
     return math.floor((1 - abs(way - 1)) * _POSITIONS + 0.5)
 
 
-def _cost_state(layout: Layout, shares: FloatArray, physical: IntArray, tokens: FloatArray) -> _Costed:
+def _cost_state(layout: Layout, routing: Routing, physical: IntArray, tokens: FloatArray) -> _Costed:
     """Routed experts and exchange of a step over all MoE layers under one popularity and one map."""
     moe = layout.model.moe
     assert moe is not None
-    rows = tuple(tuple(float(value) for value in row) for row in shares)
-    routing = Routing(kind="counts", counts=rows, source="drifted")
     deployment = msgspec.structs.replace(
         layout.deployment, placement=tuple(tuple(int(expert) for expert in row) for row in physical), eplb=None
     )

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from moesim.placement.baselines import linear, round_robin
 from moesim.placement.eplb import eplb_global
 from moesim.placement.replicas import check_slots
-from moesim.routing.popularity import popularity
-from moesim.routing.sampling import inclusion_probability
+from moesim.routing.loads import make_bank
 from moesim.specs.deployment import Deployment
 from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
@@ -51,9 +50,9 @@ def _maps(moe: MixtureOfExperts, routing: Routing, layout: ExpertLayout, num_lay
         make = round_robin if layout.expert_map == "round_robin" else linear
         return np.tile(make(moe.num_experts, slots, layout.num_ranks), (num_layers, 1))
     check_slots(moe.num_experts, slots, layout.num_ranks)
-    shares = popularity(routing, moe, num_layers, np.random.default_rng([seed, 0x10AD]))
-    loads = np.stack([inclusion_probability(row, moe.top_k) for row in shares])
-    return np.stack([eplb_global(row, slots, layout.num_ranks) for row in loads])
+    loads = make_bank(moe, routing, num_layers, seed).inclusion
+    rows = np.stack([eplb_global(row, slots, layout.num_ranks) for row in loads])
+    return rows[np.arange(num_layers) % len(rows)]
 
 
 def deployed_map(moe: MixtureOfExperts, routing: Routing, layout: ExpertLayout, num_layers: int, seed: int) -> IntArray:

@@ -8,14 +8,11 @@ an expert on one rank, where the second is of no use; its slot is given to the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.placement.packing import pack, replicate_hottest
-from moesim.placement.replicas import rank_loads_of
 from moesim.specs.deployment import divisors
 
 FloatArray = NDArray[np.float64]
@@ -50,26 +47,35 @@ def _drop_twins(loads: FloatArray, physical: IntArray, num_ranks: int) -> IntArr
     """
     plan = physical.reshape(num_ranks, -1).copy()
     for rank, slot in np.ndindex(plan.shape):
-        if plan[rank, slot] not in plan[rank, :slot]:
-            continue
-        trials = np.array(list(_partings(plan, rank, slot, len(loads))))
-        carried = rank_loads_of(np.broadcast_to(loads, (len(trials), len(loads))), trials, num_ranks)
-        plan = trials[np.lexsort(((carried**2).sum(axis=1), carried.max(axis=1)))[0]].reshape(plan.shape)
+        if plan[rank, slot] in plan[rank, :slot]:
+            _part(loads, plan, rank, slot)
     return plan.ravel()
 
 
-def _partings(plan: IntArray, rank: int, slot: int, num_experts: int) -> Iterator[IntArray]:
-    """Plans [ranks, slots of a rank] in which slot `slot` of `rank` no longer repeats its expert."""
-    twin, row = plan[rank, slot], plan[rank]
-    for expert in np.setdiff1d(np.arange(num_experts), row):
-        trial = plan.copy()
-        trial[rank, slot] = expert
-        yield trial.ravel()
-    for other, there in np.argwhere(~np.isin(plan, row)):
-        if twin not in plan[other]:
-            trial = plan.copy()
-            trial[rank, slot], trial[other, there] = plan[other, there], twin
-            yield trial.ravel()
+def _part(loads: FloatArray, plan: IntArray, rank: int, slot: int) -> None:
+    """Change `plan` [ranks, slots of a rank] so that slot `slot` of `rank` no longer repeats its expert."""
+    twin, ranks = plan[rank, slot], len(plan)
+    copies = np.zeros((ranks, len(loads)))
+    np.add.at(copies, (np.arange(ranks)[:, None], plan), 1.0)
+    counts = copies.sum(axis=0)
+    share = loads / counts
+    carried = copies @ share
+    free = np.flatnonzero(copies[rank] == 0)
+    lighter, heavier = loads[free] / (counts[free] + 1), loads[twin] / (counts[twin] - 1)
+    given = carried + copies[:, free].T * (lighter - share[free])[:, None] + copies[:, twin] * (heavier - share[twin])
+    given[:, rank] += lighter - heavier
+    other, there = np.nonzero((copies[rank][plan] == 0) & (copies[:, twin] == 0)[:, None])
+    moved = share[plan[other, there]] - share[twin]
+    swapped = np.tile(carried, (len(other), 1))
+    swapped[:, rank] += moved
+    swapped[np.arange(len(other)), other] -= moved
+    after = np.concatenate([given, swapped])
+    best = int(np.lexsort(((after**2).sum(axis=1), after.max(axis=1)))[0])
+    if best < len(free):
+        plan[rank, slot] = free[best]
+    else:
+        place = other[best - len(free)], there[best - len(free)]
+        plan[rank, slot], plan[place] = plan[place], twin
 
 
 def eplb_hierarchical(loads: FloatArray, num_slots: int, num_ranks: int, num_groups: int, num_nodes: int) -> IntArray:

@@ -24,8 +24,6 @@ from moesim.placement.deployed import deployed_map, expert_layout
 from moesim.placement.replicas import replica_counts
 from moesim.placement.transfer import expert_bytes
 from moesim.routing.loads import draw_loads, make_bank
-from moesim.routing.popularity import popularity
-from moesim.routing.sampling import inclusion_probability
 from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
 from moesim.specs.scenario import Scenario
@@ -235,10 +233,9 @@ def _thresholds(layout: Layout, moe: MixtureOfExperts, context: int) -> tuple[Th
 
 def _slot_inclusion(layout: Layout, moe: MixtureOfExperts) -> FloatArray:
     """Share of the tokens that goes to each replica [layers, slots]."""
-    layers = min(layout.model.num_moe_layers, 16)
-    shares = popularity(layout.routing, moe, layers, np.random.default_rng([layout.seed, 0x10AD]))
-    chosen = np.stack([inclusion_probability(row, moe.top_k) for row in shares])
-    maps = deployed_map(moe, layout.routing, expert_layout(layout.deployment), layers, layout.seed)
+    layers = layout.model.num_moe_layers
+    chosen = make_bank(moe, layout.routing, layers, layout.seed).inclusion
+    maps = deployed_map(moe, layout.routing, expert_layout(layout.deployment), layers, layout.seed)[: len(chosen)]
     each = chosen / replica_counts(maps, moe.num_experts)
     return np.take_along_axis(each, maps, axis=1)
 

@@ -51,22 +51,3 @@ def _mask_groups(logits: FloatArray, moe: MixtureOfExperts) -> FloatArray:
 def count_tokens(choices: IntArray, num_experts: int) -> IntArray:
     """Tokens that each expert receives. `choices` [tokens, top_k] -> [num_experts]."""
     return np.bincount(choices.ravel(), minlength=num_experts)
-
-
-def inclusion_probability(popularity: FloatArray, top_k: int) -> FloatArray:
-    """Probability that a token chooses each expert [experts]; sums to top_k.
-
-    Successive sampling without replacement ends when top_k experts are drawn; taking that end as one common time t
-    gives 1 - exp(-t p), with t such that they sum to top_k (Rosen's approximation, within 0.01 of exact draws for
-    skewed layers of 64 and more experts; expert groups are left out).
-    """
-    experts = len(popularity)
-    if top_k >= np.count_nonzero(popularity):
-        return np.where(popularity > 0, 1.0, 0.0) if top_k < experts else np.ones(experts)
-    low, high = 0.0, 1.0
-    while (1 - np.exp(-high * popularity)).sum() < top_k:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (1 - np.exp(-middle * popularity)).sum() < top_k else (low, middle)
-    return 1 - np.exp(-high * popularity)
