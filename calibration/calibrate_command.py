@@ -21,7 +21,6 @@ from moesim.specs.parameters import PARAMETER_NAMES, ParameterSet, select_parame
 
 _KINDS: tuple[FoldKind, ...] = ("configuration", "model", "gpu", "series")
 _SHIPPED = "shipped"
-_NEVER_FREE = {*MACHINE_CONSTANTS, "model_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,13 @@ def run_calibrate(request: CalibrateRequest, progress: Progress) -> list[SetRepo
     _check(request)
     data = [Path(folder) for folder in request.data] or [Path()]
     recipes = _recipes(request)
+    state = Path(request.state) if request.state else None
     made: dict[str, ParameterSet] = {}
     reports: list[SetReport] = []
     fits: list[Calibration] = []
     for recipe in recipes:
         base = made.get(recipe.base) or named_parameters(recipe.base)
-        done = calibrate(recipe, base, data, jobs=request.jobs, progress=progress)
+        done = calibrate(recipe, base, data, jobs=request.jobs, state=state, progress=progress)
         made.update(done.sets)
         fits.append(done)
         reports += [SetReport.of(item, done) for item in done.sets.values()]
@@ -58,7 +58,7 @@ def run_calibrate(request: CalibrateRequest, progress: Progress) -> list[SetRepo
             _write(request, done)
     if request.cross_validate:
         kind = next(item for item in _KINDS if item == request.cross_validate)
-        cross_validate(fits, made, kind, data, Path(str(request.output)), request.jobs, progress)
+        cross_validate(fits, made, kind, data, Path(str(request.output)), request.jobs, state, progress)
     return reports
 
 
@@ -98,6 +98,7 @@ def recipe_of_files(request: CalibrateRequest) -> Recipe:
             "give files of one accelerator and engine, or a --recipe"
         )
     base = request.base or select_parameters(get_hardware(accelerators[0]), engines[0]).name
+    known = named_parameters(base).parameters
     name = Path(str(request.output)).stem
     sites = tuple(sorted({run.site for run in found if run.site}))
     return Recipe(
@@ -107,7 +108,7 @@ def recipe_of_files(request: CalibrateRequest) -> Recipe:
         accelerators=tuple(accelerators),
         kernels=tuple(tables),
         runs=tuple(runs),
-        free=tuple(item for item in PARAMETER_NAMES if item != "model_error"),
+        free=tuple(item for item in PARAMETER_NAMES if item != "model_error" and known[item].log_sd > 0),
         sites=dict.fromkeys(sites, MACHINE_CONSTANTS),
         outputs={name: Output(accelerators=tuple(accelerators), sites=sites)},
     )

@@ -11,7 +11,7 @@ import numpy as np
 from calibration.errors_left_out import assign_folds, free_of, row_folds, unit_of
 from calibration.folds import FoldKind, write_folds
 from calibration.kernel_fit import kernel_folds
-from calibration.pipeline import Calibration, find_file, output_set
+from calibration.pipeline import Calibration, find_files, output_set
 from calibration.run_fit import Progress, apply_estimates, fit_runs, solve
 from moesim.specs.parameters import ParameterSet
 
@@ -28,6 +28,7 @@ def cross_validate(
     data: Sequence[Path],
     folder: Path,
     jobs: int,
+    state: Path | None,
     progress: Progress,
 ) -> None:
     """Refit every recipe without each fold, and write the constants and which rows each fold held.
@@ -41,8 +42,8 @@ def cross_validate(
         if done.run_fit is not None:
             sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, jobs, progress))
         if kind != "gpu":
-            for name in done.recipe.kernels:
-                kernels.update(kernel_folds(find_file(name, data), progress))
+            for path in find_files(done.recipe.kernels, data).values():
+                kernels.update(kernel_folds(path, jobs, state, progress))
     write_folds(folder, kind, sets, kernels)
 
 

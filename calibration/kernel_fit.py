@@ -2,104 +2,164 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from calibration.fitting import FitResult
+from calibration.fitting import Estimate
 from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
 from calibration.kernels.tables import KernelTable, read_table
+from calibration.parameter_file import write_text
 from calibration.run_fit import Progress
 from moesim.specs.parameters import KernelConstants, Parameter, ParameterSet
 
 _BENCH_LOG_SD = 0.08
 """Kernels inside an engine against the same kernels in a benchmark loop: caches, neighbours, clocks (our H200 runs)."""
+_FOLDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyFit:
-    """A family fitted to the rows of one table."""
+class FamilyFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A family fitted to the rows of one table; `error` is the 90 % quantile of |log(predicted / measured)|."""
 
-    family: Family
+    family: str
     table: str
     rows: int
-    result: FitResult
+    error: float
+    median_error: float
+    estimates: tuple[Estimate, ...]
+    fixed: dict[str, float]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Estimates by name."""
+        return {item.name: item.value for item in self.estimates}
 
 
-@dataclass(frozen=True, slots=True)
-class KernelFit:
+class KernelFit(msgspec.Struct, frozen=True, kw_only=True):
     """The base set with the kernels' constants in place, and the fits behind them."""
 
     parameters: ParameterSet
     fits: tuple[FamilyFit, ...]
 
 
-def fit_kernels(base: ParameterSet, files: Sequence[Path], progress: Progress | None = None) -> KernelFit:
+def fit_kernels(
+    base: ParameterSet,
+    files: Sequence[Path],
+    jobs: int = -1,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> KernelFit:
     """Fit every kernel family that the tables hold; a constant that several families share keeps the first's value.
+
+    Args:
+        state: folder that keeps fits of tables that did not change (none: fit everything).
 
     Raises:
         InputError: a table cannot be read, or holds bad values.
     """
+    from joblib import Parallel, delayed
+
+    work = (delayed(fit_table)(path, state) for path in files)
     fits: list[FamilyFit] = []
-    constants = dict(base.parameters)
-    kernels = dict(base.kernels)
-    for number, path in enumerate(files):
-        table = read_table(path)
+    for number, found in enumerate(Parallel(n_jobs=jobs, return_as="generator")(work)):
         if progress is not None:
-            progress(number, len(files), f"{table.library} {table.operator}")
-        for family, part in families_of(table):
-            found = fit_family(family, [part])
-            fits.append(FamilyFit(family, _label(table), len(part), found))
-            kernels[family.name] = _kernel(family, found, len(part), _label(table))
-            _update(constants, family, found, _label(table))
-    return KernelFit(msgspec.structs.replace(base, parameters=constants, kernels=kernels), tuple(fits))
+            progress(number + 1, len(files), f"kernels of {files[number].parent.name}")
+        fits += found
+    constants, kernels, taken = dict(base.parameters), dict(base.kernels), set[str]()
+    for item in fits:
+        kernels[item.family] = KernelConstants(
+            constants=item.values, error=item.error, rows=item.rows, source=item.table
+        )
+        _update(constants, item, taken)
+    return KernelFit(parameters=msgspec.structs.replace(base, parameters=constants, kernels=kernels), fits=tuple(fits))
 
 
-def _kernel(family: Family, found: FitResult, rows: int, label: str) -> KernelConstants:
-    """Few constants and thousands of rows: the fit's own errors are those of rows left out (the folds show it)."""
-    error = float(np.quantile(np.abs(found.log_errors), 0.9))
-    return KernelConstants(constants=found.values, error=error, rows=rows, source=label)
+def fit_table(path: Path, state: Path | None = None, without: tuple[int, int] | None = None) -> list[FamilyFit]:
+    """Every family of one table, from `state` where the same table and formulas were fitted before.
+
+    Args:
+        without: (fold, folds): leave the shapes of one fold out.
+    """
+    table = read_table(path)
+    kept = state / f"{_digest(path, table, without)}.json" if state else None
+    if kept is not None and kept.is_file():
+        return list(msgspec.json.decode(kept.read_bytes(), type=tuple[FamilyFit, ...]))
+    fits = [_fit(table, family, part, without) for family, part in families_of(table)]
+    if kept is not None:
+        write_text(kept, msgspec.json.encode(fits).decode())
+    return fits
 
 
-def _label(table: KernelTable) -> str:
+def _digest(path: Path, table: KernelTable, without: tuple[int, int] | None) -> str:
+    """What a fit depends on: the file's content and the formulas' constants and bounds."""
+    formulas = [
+        (family.name, sorted(family.start.items()), sorted(family.fixed.items()), sorted(family.bounds.items()), len(part))
+        for family, part in families_of(table)
+    ]
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(repr((content, formulas, without, 1)).encode()).hexdigest()[:32]
+
+
+def _fit(table: KernelTable, family: Family, part: KernelTable, without: tuple[int, int] | None) -> FamilyFit:
+    if without is not None:
+        part = part.where(shape_folds(part, family.shape, without[1]) != without[0])
+    found = fit_family(family, [part], seed=without[0] if without else 0)
+    errors = np.abs(found.log_errors)
+    return FamilyFit(
+        family=family.name,
+        table=table_label(table),
+        rows=len(part),
+        error=float(np.quantile(errors, 0.9)),
+        median_error=float(np.median(errors)),
+        estimates=found.estimates,
+        fixed=dict(family.fixed),
+    )
+
+
+def table_label(table: KernelTable) -> str:
+    """How a table is named in ids and sources."""
     return f"{table.system}/{table.library}/{table.path.name}"
 
 
-def _update(constants: dict[str, Parameter], family: Family, found: FitResult, label: str) -> None:
+def _update(constants: dict[str, Parameter], found: FamilyFit, taken: set[str]) -> None:
     for item in found.estimates:
         known = constants.get(item.name)
-        if known is None or known.status == "fitted":
+        if known is None or item.name in taken:
             continue
+        taken.add(item.name)
         constants[item.name] = msgspec.structs.replace(
             known,
             value=item.value,
             log_sd=math.hypot(item.log_sd, _BENCH_LOG_SD),
-            source=f"fitted: {label} ({family.name})",
+            source=f"fitted: {found.table} ({found.family})",
             status="at_bound" if item.at_bound else "prior_only" if item.prior_only else "fitted",
         )
-    for name, value in family.fixed.items():
-        if name in constants and constants[name].status == "prior":
+    for name, value in found.fixed.items():
+        if name in constants and name not in taken:
+            taken.add(name)
             constants[name] = msgspec.structs.replace(
-                constants[name], value=value, source=f"source code of {family.name}"
+                constants[name], value=value, source=f"source code of {found.family}"
             )
 
 
 def kernel_folds(
-    path: Path, progress: Progress | None = None, folds: int = 5
+    path: Path, jobs: int = -1, state: Path | None = None, progress: Progress | None = None
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Table -> family -> fold -> constants fitted without the fold's shapes."""
-    table = read_table(path)
+    from joblib import Parallel, delayed
+
+    work = (delayed(fit_table)(path, state, (number, _FOLDS)) for number in range(_FOLDS))
     found: dict[str, list[dict[str, float]]] = {}
-    for family, part in families_of(table):
-        fold = shape_folds(part, family.shape, folds)
-        found[family.name] = []
-        for number in range(folds):
-            if progress is not None:
-                progress(number, folds, f"{table.library} {family.name}")
-            found[family.name].append(fit_family(family, [part.where(fold != number)], seed=number).values)
-    return {_label(table): found}
+    label = ""
+    for number, fits in enumerate(Parallel(n_jobs=jobs, return_as="generator")(work)):
+        if progress is not None:
+            progress(number + 1, _FOLDS, f"folds of {path.parent.name}/{path.name}")
+        for item in fits:
+            label = item.table
+            found.setdefault(item.family, []).append(item.values)
+    return {label: found}

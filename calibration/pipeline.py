@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe
 from calibration.rejection import rejected_values
 from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe
 from calibration.runs import MeasuredRun
+from calibration.sources import hash_file
 from moesim.errors import InputError
 from moesim.specs.catalog import get_hardware
 from moesim.specs.parameters import Correlation, Evidence, Parameter, ParameterSet
@@ -43,6 +43,24 @@ class Calibration:
     kernel_fit: KernelFit | None
 
 
+def find_files(names: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
+    """Files named relative to one of the data folders; `*` stands for any part of a name.
+
+    Raises:
+        InputError: naming the folders in which one is missing.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        if "*" not in name:
+            found[name] = find_file(name, data)
+            continue
+        matches = {str(path.relative_to(folder)): path for folder in data for path in sorted(folder.glob(name))}
+        if not matches:
+            raise InputError(f"{name}: nothing matches under {', '.join(str(folder) for folder in data)}")
+        found.update(matches)
+    return found
+
+
 def find_file(name: str, data: Sequence[Path]) -> Path:
     """A file named relative to one of the data folders. Raises InputError naming the folders."""
     for folder in data:
@@ -57,6 +75,7 @@ def calibrate(
     data: Sequence[Path],
     *,
     jobs: int = -1,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Fit what the recipe says.
@@ -64,24 +83,22 @@ def calibrate(
     Raises:
         InputError: a file is missing or bad, or holds no row of the recipe's accelerators.
     """
-    kernel_files = [find_file(name, data) for name in recipe.kernels]
-    run_files = [find_file(name, data) for name in recipe.runs]
-    kernel_fit = fit_kernels(base, kernel_files, progress) if kernel_files else None
+    kernel_files = list(find_files(recipe.kernels, data).values())
+    run_files = find_files(recipe.runs, data)
+    kernel_fit = fit_kernels(base, kernel_files, jobs, state, progress) if kernel_files else None
     start = kernel_fit.parameters if kernel_fit else base
-    runs = _runs(recipe, run_files)
+    runs = _runs(recipe, list(run_files.values()))
     observations = observe(runs)
     run_fit = None
     joint = start
     if observations.index:
-        columns = recipe.columns
+        columns = recipe.columns(run.site for run in runs)
         run_fit = fit_runs(start, observations, columns, recipe.prior_log_sd, jobs=jobs, progress=progress)
         joint = run_fit.parameters
     elif not kernel_files:
         raise InputError(f"calibrate: {recipe.name}: no usable row of {', '.join(recipe.accelerators)} in the runs")
-    inputs = {
-        name: _sha256(path)
-        for name, path in zip((*recipe.kernels, *recipe.runs), (*kernel_files, *run_files), strict=True)
-    }
+    files = {**find_files(recipe.kernels, data), **run_files}
+    inputs = {name: hash_file(path) for name, path in files.items()}
     evidence = evidence_of(run_fit, inputs) if run_fit else Evidence(inputs=inputs)
     done = Calibration(recipe, {}, start, joint, observations, rejected_values(runs), run_fit, kernel_fit)
     sets = {
@@ -99,21 +116,14 @@ def _runs(recipe: Recipe, files: Sequence[Path]) -> list[MeasuredRun]:
     return [run for run in runs if run.engine == recipe.engine and get_hardware(run.request.hardware).name in wanted]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFit | None) -> ParameterSet:
     """One of the recipe's sets from jointly fitted constants; its evidence is that of the full fit."""
     recipe, output = done.recipe, done.recipe.outputs[name]
     general = dict(joint.parameters)
     general.update(_machine_constants(joint, output))
     vendor = get_hardware(output.accelerators[0]).vendor
-    sites = {site: constants for site, constants in joint.sites.items() if site in output.sites}
+    kept = set(joint.sites) if "*" in output.sites else set(output.sites)
+    sites = {site: constants for site, constants in joint.sites.items() if site in kept}
     return ParameterSet(
         name=name,
         vendor=vendor,
@@ -138,13 +148,12 @@ def _sourced(value: Parameter, recipe: Recipe) -> Parameter:
 
 
 def _machine_constants(joint: ParameterSet, output: Output) -> Mapping[str, Parameter]:
-    """Constants of a host nobody measured: those of `host_of`, or the geometric mean over sites and their spread."""
-    sites = [
-        joint.sites[site] for site in ([output.host_of] if output.host_of else output.sites) if site in joint.sites
-    ]
+    """Constants of a host nobody measured: the geometric mean over hosts that are not strange, and their spread."""
+    chosen = joint.sites if "*" in output.sites else output.sites
+    sites = [joint.sites[site] for site in chosen if site in joint.sites and site not in output.strange_hosts]
     found: dict[str, Parameter] = {}
     for name in MACHINE_CONSTANTS:
-        known = [constants[name] for constants in sites if name in constants and constants[name].status == "fitted"]
+        known = [item[name] for item in sites if name in item and item[name].status in {"fitted", "at_bound"}]
         if not known:
             continue
         logs = np.log([item.value for item in known])

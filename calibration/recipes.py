@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -11,12 +12,17 @@ from moesim.errors import InputError, nearest
 from moesim.specs.loading import config_root, load
 from moesim.specs.parameters import PARAMETER_NAMES
 
+_ANY = "*"
 MACHINE_CONSTANTS = (
     "host_step_s",
     "host_sequence_s",
     "host_concurrent_s",
     "host_lockstep_s",
     "host_launch_s",
+    "host_layer_s",
+    "host_uncaptured_s",
+    "host_piece_s",
+    "graph_replay_s",
     "server_request_s",
     "server_token_s",
     "server_response_s",
@@ -25,11 +31,14 @@ MACHINE_CONSTANTS = (
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A parameter set to write: for which accelerators, and with the constants of which sites."""
+    """A parameter set to write: for which accelerators, and with the constants of which sites ("*": all).
+
+    `strange_hosts`: sites whose hosts say nothing about the host of a query that names none.
+    """
 
     accelerators: tuple[str, ...]
     sites: tuple[str, ...] = ()
-    host_of: str = ""
+    strange_hosts: tuple[str, ...] = ()
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,7 +46,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `base`: parameter set of the priors, shipped or made by an earlier recipe. `kernels` and `runs`: files, relative
     to the data folders. `accelerators`: rows of others are left out. `free`: constants fitted to runs (the general
-    ones; `sites` lists those that belong to a machine). `prior_log_sd`: doubt about the base, by constant or
+    ones; `sites` lists those that belong to a machine, "*" standing for every other machine in the data).
+    `prior_log_sd`: doubt about the base, by constant or
     constant@site. `outputs`: sets by name. `transfer_from`: the set that stands in when this accelerator's own
     data are left out.
     """
@@ -57,11 +67,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     prior_log_sd: dict[str, float] = {}
     notes: str = ""
 
-    @property
-    def columns(self) -> list[Column]:
-        """What the runs fit."""
+    def columns(self, sites: Iterable[str]) -> list[Column]:
+        """What the runs of machines called `sites` fit."""
+        named = {site: self.sites.get(site, self.sites.get(_ANY, ())) for site in sorted(set(sites)) if site}
         general = [Column(name) for name in self.free]
-        return general + [Column(name, site) for site, names in self.sites.items() for name in names]
+        return general + [Column(name, site) for site, names in named.items() for name in names]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -73,8 +83,8 @@ def load_recipe(path: Path) -> Recipe:
         if name not in PARAMETER_NAMES:
             raise InputError(f"{path}: {field}: unknown constant {name!r}; {nearest(name, PARAMETER_NAMES)}")
     for name, output in recipe.outputs.items():
-        for site in (*output.sites, *([output.host_of] if output.host_of else [])):
-            if site not in recipe.sites:
+        for site in (*output.sites, *output.strange_hosts):
+            if site not in recipe.sites and _ANY not in recipe.sites:
                 raise InputError(f"{path}: outputs.{name}: unknown site {site!r}; {nearest(site, recipe.sites)}")
     return recipe
 

@@ -6,16 +6,19 @@ the order of events hardly moves for small changes, so the steps that one simula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.kernels import OperatorCost
 from moesim.costs.step import StepModel, host_seconds
 from moesim.engine.group import Segment, StepLog
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,16 @@ def replay_seconds(
     """
     if attention_s is None:
         attention_s = attention_seconds(model, table)
-    token_s, routed_s, head_s = np.array(model.token_s), np.array(model.routed_s), np.array(model.head_s)
     stages = model.layout.deployment.pipeline_parallel_size
     groups = np.clip(table.rank_decodes + table.chunks, 1, stages)
     prompts = -(-table.prompt_tokens // groups)
     alike = (table.group_tokens - prompts + np.round(prompts**model.prompt_routing_exponent)).astype(np.int64)
-    memory_s = np.array(model.routed_memory_s)
-    gpu_s = token_s[table.tokens] + routed_s[table.group_tokens] + head_s[table.rows]
-    gpu_s = gpu_s + memory_s[alike] - memory_s[table.group_tokens]
+    gpu_s = _summed(model.token_operators, model.token_grid, table.tokens)
+    gpu_s = gpu_s + _summed(model.row_operators, model.row_grid, table.rows) * (table.rows > 0)
+    experts = model.routed_operators["routed experts"]
+    grid = model.token_grid * model.layout.deployment.lockstep_ranks
+    gpu_s = gpu_s + np.interp(table.group_tokens, grid, experts.seconds)
+    gpu_s = gpu_s + np.interp(alike, grid, experts.memory_s) - np.interp(table.group_tokens, grid, experts.memory_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:
         return gpu_s
@@ -106,6 +111,11 @@ def replay_seconds(
     if model.layout.deployment.async_scheduling:
         return np.maximum(gpu_s, serial_s + launch_s)
     return serial_s + np.maximum(gpu_s, launch_s)
+
+
+def _summed(operators: Mapping[str, OperatorCost], grid: IntArray, sizes: IntArray) -> FloatArray:
+    """Seconds of all operators at `sizes`, which lie on or between the points of `grid`."""
+    return np.interp(sizes, grid, reduce(np.add, (cost.seconds for cost in operators.values())))
 
 
 def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, FloatArray]:

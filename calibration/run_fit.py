@@ -185,7 +185,7 @@ def fit_runs(
     *,
     start: ParameterSet | None = None,
     jobs: int = -1,
-    max_rounds: int = 6,
+    max_rounds: int = 5,
     progress: Progress | None = None,
 ) -> RunFit:
     """Move the constants of `columns` until simulated runs agree with the measured ones.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.metrics import METRICS, predicted_value
 from calibration.replay import StepTable, attention_seconds, replay_seconds, step_table
-from calibration.runs import StepPoint
+from calibration.runs import MeasuredRun, StepPoint
 from calibration.steps import largest_sizes, step_slopes
 from moesim.costs.layout import make_layout
 from moesim.costs.step import StepModel, build_step_model, host_seconds
@@ -82,6 +82,12 @@ def _step_predictions(
             {metric: 1e3 * float(values[kind][index]) for metric, kind in kinds.items()},
             {metric: slopes[kind][index] for metric, kind in kinds.items()},
         )
+
+
+def price_step(run: MeasuredRun, scenario: Scenario) -> dict[str, float]:
+    """The measured metrics of a run that is a single step, in milliseconds."""
+    points = [run.step] if run.step else []
+    return next(_step_predictions(scenario, [tuple(run.measured)], (), points)).values
 
 
 def _diffusion_prediction(scenario: Scenario, metrics: Sequence[str], names: Sequence[str]) -> RunPrediction | str:

@@ -16,10 +16,13 @@ from calibration.metrics import METRICS, predicted_value
 from calibration.readers import read_runs
 from calibration.run_fit import scenario_of
 from calibration.runs import MeasuredRun, SkippedRow
+from calibration.slopes import price_step
 from calibration.validation_rows import ValidationRow
 from moesim.errors import InputError
+from moesim.metrics.uncertainty import model_error
 from moesim.simulation import simulate_scenario
 from moesim.specs.parameters import ParameterSet
+from moesim.specs.scenario import Scenario
 
 Progress = Callable[[int, int, str], None]
 
@@ -139,6 +142,8 @@ def predict_run(run: MeasuredRun, parameters: ParameterSet | None = None) -> tup
         return f"metric {unknown[0]!r} is not one that moesim predicts; known: {', '.join(METRICS)}"
     try:
         scenario = scenario_of(run, parameters)
+        if run.step is not None:
+            return scenario.parameters.name, _step_rows(run, scenario)
         result = simulate_scenario(scenario)
     except InputError as error:
         return str(error)
@@ -153,3 +158,14 @@ def predict_run(run: MeasuredRun, parameters: ParameterSet | None = None) -> tup
         seen = run.id in fitted_rows(scenario.parameters.name)
         rows.append(ValidationRow(run.id, metric, measured, value, value / spread, value * spread, run.group, seen))
     return result.parameter_set, rows
+
+
+def _step_rows(run: MeasuredRun, scenario: Scenario) -> list[ValidationRow]:
+    """A single step is priced without a simulation; its interval is that of a token's time."""
+    values = price_step(run, scenario)
+    factor = math.exp(model_error(scenario, "token"))
+    seen = run.id in fitted_rows(scenario.parameters.name)
+    return [
+        ValidationRow(run.id, metric, measured, values[metric], values[metric] / factor, values[metric] * factor, run.group, seen)
+        for metric, measured in run.measured.items()
+    ]
