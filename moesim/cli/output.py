@@ -109,8 +109,13 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or nothing. Raises InputError when the folder cannot be written."""
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-            stream.write(text)
-        Path(stream.name).replace(path)
+            try:
+                stream.write(text)
+                stream.flush()
+                Path(stream.name).replace(path)
+            except BaseException:
+                Path(stream.name).unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 

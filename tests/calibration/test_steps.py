@@ -1,0 +1,79 @@
+"""Single steps: sizes, monotony, and the host's part."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.runs import StepPoint
+from calibration.slopes import moved_models
+from calibration.steps import largest_sizes, step_slopes, step_values, steps_table, with_layers
+from moesim.specs.catalog import get_model
+from tests.scenarios import scenario
+
+EAGER = scenario("olmoe-1b-7b", "a100-80gb", gpus=1, enforce_eager=True)
+GRAPH = scenario("olmoe-1b-7b", "a100-80gb", gpus=1)
+NAMES = ("gemm_slowdown", "experts_slowdown", "attention_slowdown", "kernel_s", "host_launch_s", "host_step_s")
+
+
+def decodes(count, context=512):
+    return StepPoint(decodes=count, context_tokens=float(context))
+
+
+def prompt(tokens):
+    return StepPoint(chunks=1, chunk_tokens=tokens, pairs=tokens * (tokens + 1) / 2, kv_tokens=float(tokens))
+
+
+POINTS = [decodes(count) for count in (1, 2, 4, 8, 16, 32, 64)]
+LAUNCHED = [prompt(tokens) for tokens in (64, 256, 1024)]
+MODELS = {
+    name: moved_models(built, NAMES, *largest_sizes([*POINTS, *LAUNCHED]))
+    for name, built in (("eager", EAGER), ("graph", GRAPH))
+}
+
+
+def seconds(kind, points):
+    model = MODELS[kind][None]
+    return step_values(model, steps_table(model, points))
+
+
+def test_a_step_never_gets_shorter_with_more_sequences():
+    assert np.all(np.diff(seconds("graph", POINTS)["step"]) >= -1e-12)
+
+
+def test_longer_prompts_take_longer_and_long_ones_in_proportion():
+    found = seconds("graph", [prompt(n) for n in (128, 256, 512, 1024)])["step"]
+    assert np.all(np.diff(found) > 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 64), context=st.integers(1, 4000))
+def test_more_context_never_shortens_a_step(count, context):
+    short, long = seconds("graph", [decodes(count, context), decodes(count, context + 500)])["step"]
+    assert long >= short
+
+
+def test_a_replayed_graph_hides_launches_that_an_eager_step_waits_for():
+    """At batch one an eager step lasts as long as the host launches; the graph's lasts less."""
+    eager, graph = (seconds(kind, POINTS[:1]) for kind in ("eager", "graph"))
+    assert eager["step"][0] >= eager["launch"][0] > graph["step"][0] > graph["launch"][0]
+
+
+def test_slopes_are_shares_of_the_step():
+    """A graph's decode step is all GPU: the slowdowns and the small kernels take between all and none of it."""
+    values, slopes = step_slopes(MODELS["graph"], POINTS, NAMES, 0.01)
+    assert np.all(values["step"] > 0)
+    gpu = slopes["step"][:, :4]
+    assert np.all(gpu >= -1e-9)
+    assert np.all(gpu.sum(axis=1) <= 1.02)
+    launch = step_slopes(MODELS["eager"], POINTS, NAMES, 0.01)[1]["launch"]
+    assert np.all(launch[:, 4] > 0.5)
+    assert launch[:, :4] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_model_cut_to_its_first_layers_keeps_dense_ones_first():
+    model = get_model("deepseek-v3")
+    cut = with_layers(model, model.num_dense_layers + 2)
+    assert (cut.num_layers, cut.num_dense_layers, cut.num_moe_layers) == (model.num_dense_layers + 2, 3, 2)
+    assert with_layers(model, None) is model
+    assert with_layers(model, 1).num_moe_layers == 0
