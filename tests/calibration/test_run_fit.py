@@ -15,8 +15,8 @@ WIDE = dict.fromkeys(TRUTH, 0.7)
 
 
 def test_exact_runs_give_the_constants_behind_them():
-    """The server's constant less well: queues in front of the engine make its slope approximate, and the median
-    of few times to first token jumps with the order of events.
+    """The server's constant less well: queues in front of the engine make its slope approximate, and medians of few
+    requests jump with the order of events (one row in ten may be off by that).
     """
     runs = measure(planned_runs(), truth(), np.random.default_rng(0), noise=0.0)
     fitted = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1)
@@ -24,7 +24,7 @@ def test_exact_runs_give_the_constants_behind_them():
         assert fitted.parameters[name] == pytest.approx(TRUTH[name], rel=0.01)
     assert fitted.parameters["server_request_s"] == pytest.approx(TRUTH["server_request_s"], rel=0.25)
     late = np.array([metric == "ttft_p50_ms" for _, metric in fitted.linear.observations.index])
-    assert np.abs(fitted.result.log_errors[~late]).max() < 0.04
+    assert np.quantile(np.abs(fitted.result.log_errors[~late]), 0.9) < 0.01
     assert np.median(np.abs(fitted.result.log_errors[late])) < 0.05
 
 
