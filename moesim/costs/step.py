@@ -44,7 +44,8 @@ class StepModel:
     `routed_memory_s[g]`: the part of it that reads weights;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
     (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
-    `known_steps` and `decode_tables` remember what the engine derived from these tables. The `_operators` tables
+    `known_steps`, `known_prefills` and `decode_tables` remember what the engine derived from these tables. The
+    `_operators` tables
     hold the same costs by operator on the grids they were computed on.
     """
 
@@ -60,6 +61,7 @@ class StepModel:
     noise: FloatArray
     noise_list: list[float]
     known_steps: dict[tuple[int, ...], object]
+    known_prefills: dict[tuple[float, ...], float]
     decode_tables: dict[int, object]
     launches: float
     token_grid: IntArray
@@ -81,7 +83,9 @@ class StepModel:
         """
         seconds = self.token_s[rank_tokens] + self.routed_s[group_tokens] + self.head_s[rows]
         if prompt_tokens:
-            seconds += self.routed_memory_s[self.alike(group_tokens, prompt_tokens)] - self.routed_memory_s[group_tokens]
+            seconds += (
+                self.routed_memory_s[self.alike(group_tokens, prompt_tokens)] - self.routed_memory_s[group_tokens]
+            )
         return seconds
 
     def alike(self, group_tokens: int, prompt_tokens: int) -> int:
@@ -159,6 +163,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         noise=noise,
         noise_list=noise.tolist(),
         known_steps={},
+        known_prefills={},
         decode_tables={},
         launches=launches + coefficients.launches,
         token_grid=grid,

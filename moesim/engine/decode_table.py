@@ -22,21 +22,31 @@ class DecodeTable:
     Pages of 64 pieces are computed when a batch first reaches them.
     """
 
-    __slots__ = ("_attention", "_pages", "_width", "sequences")
+    __slots__ = ("_attention", "_from", "_last", "_pages", "_width", "sequences")
 
     def __init__(self, attention: AttentionCoefficients, sequences: int) -> None:
         self.sequences = sequences
         self._attention = attention
         self._width = sequences * _SPACING
         self._pages: dict[int, list[Piece]] = {}
+        self._from = 0
+        self._last: Piece = (0.0, 0.0, 0)
 
     def piece(self, context: int) -> Piece:
         """(a, b, end): a + b * context seconds from `context` cached tokens in all to below `end`."""
+        if self._from <= context < self._last[2]:
+            return self._last
         knot = context // self._width
         page = self._pages.get(knot // _PAGE)
         if page is None:
             page = self._add_page(knot // _PAGE)
-        return page[knot % _PAGE]
+        self._from, self._last = knot * self._width, page[knot % _PAGE]
+        return self._last
+
+    def seconds(self, context: int) -> float:
+        """Seconds of one step with `context` cached tokens in all."""
+        start, slope, _ = self.piece(context)
+        return start + slope * context
 
     def few_steps_s(self, context: int, steps: int, other_s: float) -> list[float]:
         """Seconds of each of `steps` steps that begin with `context` cached tokens, `other_s` added to each."""

@@ -17,6 +17,7 @@ from moesim.engine.scheduler import StepPlan
 FloatArray = NDArray[np.float64]
 Sizes = tuple[int, int, int]
 _FEW = 48
+_KEPT = 4096
 
 
 @dataclass(slots=True)
@@ -80,8 +81,11 @@ def segment_times(
         plans: one per rank, None for an idle rank (which runs a dummy batch).
         shift: what balancing and drift add to the tables.
     """
-    step = linear_step(model, plans)
+    lone = plans[0] if len(plans) == 1 else None
+    step = _lone_step(model, lone) if lone is not None else linear_step(model, plans)
     if shift is None and steps * len(plans) < _FEW:
+        if steps == 1 and lone is not None:
+            return _one_step(model, step, lone, first_step, start_s)
         return _few_steps(model, step, plans, steps, first_step, start_s)
     attention = np.zeros(steps)
     for plan in plans:
@@ -118,6 +122,16 @@ def _few_steps(
     return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
 
 
+def _one_step(model: StepModel, step: LinearStep, plan: StepPlan, index: int, start_s: float) -> SegmentTimes:
+    """The same for one step of a lone rank."""
+    attention = _prefill_s(model, plan) if plan.chunks else 0.0
+    if plan.decodes:
+        attention = _decode_table(model, plan.decodes).seconds(plan.context) + attention
+    gpu = step.fixed_s + step.spread_s * model.noise_list[index % NOISE_STEPS] + attention / step.groups
+    seconds = step.serial_s + (gpu if gpu > step.floor_s else step.floor_s)
+    return SegmentTimes(start_s, [seconds], [start_s + seconds], step.sizes, step.host_s)
+
+
 def _few_attention_s(model: StepModel, plan: StepPlan, steps: int) -> list[float]:
     prefill = _prefill_s(model, plan) if plan.chunks else 0.0
     if not plan.decodes:
@@ -141,8 +155,24 @@ def _decode_table(model: StepModel, decodes: int) -> DecodeTable:
 
 
 def _prefill_s(model: StepModel, plan: StepPlan) -> float:
+    """Attention of a step's chunks; prompts of equal lengths, the usual benchmark, are asked once."""
     new = plan.tokens - plan.decodes
-    return model.attention.prefill_s(len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens)
+    key = (len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens)
+    known = model.known_prefills.get(key)
+    if known is None:
+        if len(model.known_prefills) >= _KEPT:
+            model.known_prefills.clear()
+        known = model.known_prefills[key] = model.attention.prefill_s(*key)
+    return known
+
+
+def _lone_step(model: StepModel, plan: StepPlan) -> LinearStep:
+    """`linear_step` of a lone rank, remembered by what the plan says at first sight."""
+    key = (plan.tokens, plan.rows, plan.decodes, len(plan.chunks))
+    known = model.known_steps.get(key)
+    if known is None:
+        known = model.known_steps[key] = linear_step(model, [plan])
+    return known  # pyright: ignore[reportReturnType]
 
 
 def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:

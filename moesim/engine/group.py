@@ -110,7 +110,8 @@ class LockstepGroup:
         self._macro = macro_steps
         self._trace = trace
         self._step = 0
-        self._generation = 0
+        self._end_s = 0.0
+        self._armed: simpy.Event | None = None
         self._plans: list[StepPlan | None] = []
         self._times: SegmentTimes | None = None
         self._steps = 0
@@ -135,11 +136,11 @@ class LockstepGroup:
         if times is None:
             if len(self._expected) == 1:
                 self._wake_at(request.ready_s)
-        elif request.ready_s < times.end_s(self._steps):
+        elif request.ready_s < self._end_s:
             steps = self._steps
             self._take_expected(times)
             if self._steps != steps:
-                self._arm(times)
+                self._arm()
 
     def _wake_at(self, at_s: float) -> None:
         event = self._env.timeout(max(at_s - self._env.now, 0.0))
@@ -160,7 +161,7 @@ class LockstepGroup:
     def _take_expected(self, times: SegmentTimes) -> None:
         """Queue the requests that come while the segment runs; it ends early where one of them can join."""
         expected = self._expected
-        while expected and expected[0].ready_s < times.end_s(self._steps):
+        while expected and expected[0].ready_s < self._end_s:
             request = expected.popleft()
             rank = self._least_loaded()
             rank.submit(request, busy=True)
@@ -171,6 +172,7 @@ class LockstepGroup:
             steps = request.ready_step - self._step
             if steps < self._steps and rank.slots_once_released() > 0:
                 self._steps = steps
+                self._end_s = times.end_s(steps)
 
     def _still_launching(self, times: SegmentTimes, ended: int, at_s: float) -> bool:
         """Whether the step after the running one is not fixed yet at `at_s`.
@@ -180,7 +182,7 @@ class LockstepGroup:
         processes fix it when the running step starts. An offline caller in the same process hands over its next
         request before that.
         """
-        if self._offline and ended == 0 and self._env.now <= times.start_s:
+        if self._offline and ended == 0 and at_s <= times.start_s:
             return True
         if times.host_bound(ended):
             return True
@@ -200,41 +202,39 @@ class LockstepGroup:
         next_s = sum(self._model.host_s(rank.decodes, rank.decodes, False))
         return max(0.0, next_s - max(0.0, times.durations[last] - times.host_s))
 
-    def _arm(self, times: SegmentTimes) -> None:
+    def _arm(self) -> None:
         """Schedule the end of the running segment; an end armed earlier becomes void."""
-        self._generation += 1
-        delay = times.end_s(self._steps) - self._env.now
-        event = self._env.timeout(delay if delay > 0 else 0.0, self._generation)
+        delay = self._end_s - self._env.now
+        self._armed = event = self._env.timeout(delay if delay > 0 else 0.0)
         event.callbacks.append(self._on_end)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _begin(self, now: float) -> None:
         plans = [rank.plan() for rank in self.ranks]
         self._note_preemptions(now)
-        steps = 0
-        runs = False
+        steps = tokens = 0
         for plan in plans:
             if plan is not None:
-                steps = plan.steps if not steps else min(steps, plan.steps)
-                runs = runs or plan.tokens > 0
+                steps = plan.steps if not steps or plan.steps < steps else steps
+                tokens += plan.tokens
         if not steps:
             self._times = None
             if self._expected:
                 self._wake_at(self._expected[0].ready_s)
             return
-        if not runs:
+        if not tokens:
             self._skip_step()
             self._begin(now)
             return
         self._plans = plans
         self._steps = steps if self._macro else 1
         if self.course is not None:
-            tokens = sum(plan.tokens for plan in plans if plan is not None)
             self._shift = self.course.advance(self._step, tokens, self._last_step_s)
             self._steps = min(self._steps, self._shift.steps)
-        self._times = segment_times(self._model, plans, self._steps, self._step, now, self._shift)
-        if self._expected:
-            self._take_expected(self._times)
-        self._arm(self._times)
+        self._times = times = segment_times(self._model, plans, self._steps, self._step, now, self._shift)
+        self._end_s = times.end_s(self._steps)
+        if self._expected and self._expected[0].ready_s < self._end_s:
+            self._take_expected(times)
+        self._arm()
 
     def _note_preemptions(self, now: float) -> None:
         for rank in self.ranks:
@@ -252,12 +252,23 @@ class LockstepGroup:
 
     def _on_end(self, event: simpy.Event) -> None:
         times = self._times
-        if event.value != self._generation or times is None:
+        if event is not self._armed or times is None:
             return
-        steps = self._steps
-        now = times.end_s(steps)
+        steps, now = self._steps, self._end_s
         self._record(times, steps)
         self._step += steps
+        started, finished = self._complete(steps)
+        if started or finished:
+            told = now + self._delivery_delay_s(times, steps - 1)
+            for request in started:
+                self._on_started(request, told)
+            for request in finished:
+                self._on_finished(request, told)
+        self._fresh = False
+        self._begin(now)
+
+    def _complete(self, steps: int) -> tuple[list[Request], list[Request]]:
+        """Account for `steps` steps on every rank; returns (requests that got their first token, finished ones)."""
         started: list[Request] = []
         finished: list[Request] = []
         for rank, plan in zip(self.ranks, self._plans, strict=True):
@@ -267,17 +278,11 @@ class LockstepGroup:
             begun, done = rank.complete(plan, steps)
             started += begun
             finished += done
-        delay_s = self._delivery_delay_s(times, steps - 1) if started or finished else 0.0
-        self._fresh = False
-        for request in started:
-            self._on_started(request, now + delay_s)
-        for request in finished:
-            self._on_finished(request, now + delay_s)
-        self._begin(now)
+        return started, finished
 
     def _record(self, times: SegmentTimes, steps: int) -> None:
         log = self.log
-        span = times.end_s(steps) - times.start_s
+        span = self._end_s - times.start_s
         log.steps += steps
         log.busy_s += span
         log.by_size[times.sizes] = log.by_size.get(times.sizes, 0) + steps
