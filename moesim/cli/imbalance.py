@@ -16,12 +16,28 @@ if TYPE_CHECKING:
     from moesim.specs.scenario import Scenario
 
 _ROUTING, _COST = "Recorded routing", "What it costs (with --model and --hardware)"
+_SYNTHETIC = "Synthetic routing"
 
 
 def imbalance(
     counts: Annotated[
         str, typer.Option(help="CSV, JSON, NPY, NPZ, Parquet or torch .pt file.", rich_help_panel=_ROUTING)
     ] = "",
+    routing: Annotated[
+        str,
+        typer.Option(help="Without --counts: draw a trace of this routing for --model.", rich_help_panel=_SYNTHETIC),
+    ] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens to draw.", rich_help_panel=_SYNTHETIC)] = 8192,
+    sequence_correlation: Annotated[
+        float,
+        typer.Option(help="How alike tokens of a sequence are (0: not, 1: strongly).", rich_help_panel=_SYNTHETIC),
+    ] = 0.0,
+    layer_affinity: Annotated[
+        float, typer.Option(help="Preference for the partners of the last layer's experts.", rich_help_panel=_SYNTHETIC)
+    ] = 0.0,
+    drift_tokens: Annotated[
+        int, typer.Option(help="Tokens in which the hot experts change (0: never).", rich_help_panel=_SYNTHETIC)
+    ] = 0,
     gpus: Annotated[int | None, typer.Option(help="Expert-parallel ranks.", rich_help_panel=_ROUTING)] = None,
     map: Annotated[
         str | None,
@@ -57,7 +73,11 @@ def imbalance(
     from moesim.cli.output import print_json, write_csv
     from moesim.routing.report import imbalance_report
 
-    profile, known_k = _read(counts, model, keep_warmup)
+    if routing and not counts:
+        effects = (tokens, sequence_correlation, layer_affinity, drift_tokens)
+        profile, known_k = _draw(model, routing, effects, seed)
+    else:
+        profile, known_k = _read(counts, model, keep_warmup)
     used_k = top_k or profile.top_k or known_k or 1
     _check_top_k(used_k, profile.num_experts)
     loads = _rank_loads(profile, gpus, map)
@@ -97,6 +117,29 @@ def _read(counts: str, model: str, keep_warmup: bool) -> tuple[RoutingProfile, i
     return read_profile(Path(counts), moe.num_experts, keep_warmup), moe.top_k
 
 
+def _draw(model: str, routing: str, effects: tuple[int, float, float, int], seed: int) -> tuple[RoutingProfile, int]:
+    """A synthetic trace of the model's MoE layers (16 at most, as the simulation draws)."""
+    import numpy as np
+
+    from moesim.errors import InputError
+    from moesim.routing.synthetic import TraceSettings, synthetic_trace
+    from moesim.specs.catalog import get_model
+    from moesim.specs.routing import parse_routing
+
+    if not model:
+        raise InputError("model: is missing; --routing draws a trace for a model")
+    described = get_model(model)
+    if described.moe is None:
+        raise InputError(f"model: {model} has no routed experts")
+    tokens, correlation, affinity, drift = effects
+    settings = TraceSettings(
+        tokens=tokens, sequence_correlation=correlation, layer_affinity=affinity, drift_tokens=drift
+    )
+    layers = min(described.num_moe_layers, 16)
+    rng = np.random.default_rng([seed, 0x5E])
+    return synthetic_trace(parse_routing(routing), described.moe, layers, settings, rng), described.moe.top_k
+
+
 def _check_top_k(top_k: int, experts: int) -> None:
     from moesim.errors import InputError
 
@@ -113,7 +156,8 @@ def _rank_loads(profile: RoutingProfile, gpus: int | None, map: str | None) -> N
     from moesim.errors import InputError
     from moesim.placement.baselines import linear
     from moesim.placement.exchange import read_map
-    from moesim.placement.replicas import check_slots, rank_loads_of
+    from moesim.placement.replicas import rank_loads_of
+    from moesim.specs.deployment import divisors
 
     if gpus is None:
         if map is not None:
@@ -124,7 +168,11 @@ def _rank_loads(profile: RoutingProfile, gpus: int | None, map: str | None) -> N
         physical = read_map(Path(map), profile.num_experts, gpus, layers)
         physical = physical[list(profile.kept_layers)] if profile.kept_layers else physical
     else:
-        check_slots(profile.num_experts, profile.num_experts, gpus)
+        if gpus < 1 or profile.num_experts % gpus:
+            raise InputError(
+                f"gpus: {gpus} does not divide the {profile.num_experts} experts (sizes that do: "
+                f"{divisors(profile.num_experts)}); other sizes need a --map with replicas"
+            )
         physical = np.tile(linear(profile.num_experts, profile.num_experts, gpus), (profile.num_layers, 1))
     maps = np.broadcast_to(physical, (profile.num_steps, *physical.shape))
     return rank_loads_of(profile.counts, maps, gpus)

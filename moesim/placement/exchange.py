@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from moesim.errors import InputError, nearest
 from moesim.placement.baselines import linear, round_robin
 from moesim.placement.replicas import check_map
+from moesim.specs.deployment import Eplb
+from moesim.specs.loading import convert
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -71,6 +75,60 @@ def export_plan(physical: IntArray, loads: FloatArray, num_ranks: int, form: str
     if form == "vllm":
         return vllm_flags(physical, loads.shape[1], num_ranks)
     raise InputError(f"format: unknown {form!r}; {nearest(form, FORMATS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class VllmFlags:
+    """What vLLM's flags say about experts: how the first map is made, and balancing at run time (None: off)."""
+
+    expert_map: str
+    redundant_experts: int
+    eplb: Eplb | None
+
+
+def read_vllm_flags(text: str, where: str) -> VllmFlags:
+    """Read `--expert-placement-strategy`, `--enable-eplb` and `--eplb-config` from a command line.
+
+    Both forms of the configuration are known: JSON, and `--eplb-config.step_interval 3000`. Other flags are skipped.
+
+    Raises:
+        InputError: values that vLLM would refuse.
+    """
+    try:
+        words = shlex.split(text.replace("\\\n", " "))
+    except ValueError as error:
+        raise InputError(f"{where}: is no command line: {error}") from None
+    strategy, config = "linear", dict[str, Any]()
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        name, _, given = word.partition("=")
+        given = given or value
+        if name == "--expert-placement-strategy":
+            strategy = given
+        elif name == "--eplb-config":
+            config |= _parse_config(given, where)
+        elif name.startswith("--eplb-config."):
+            config[name.removeprefix("--eplb-config.")] = _literal(given)
+    if strategy not in ("linear", "round_robin"):
+        raise InputError(f"{where}: --expert-placement-strategy {strategy!r} is unknown; known: linear, round_robin")
+    redundant = config.pop("num_redundant_experts", 0)
+    known = {name: config[name] for name in ("window_size", "step_interval", "use_async") if name in config}
+    if not isinstance(redundant, int) or redundant < 0:
+        raise InputError(f"{where}: num_redundant_experts is {redundant!r}, must be a whole number of 0 or more")
+    return VllmFlags(strategy, redundant, convert(known, Eplb, where) if "--enable-eplb" in words else None)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _parse_config(text: str, where: str) -> dict[str, Any]:
+    config = _literal(text)
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: --eplb-config {text!r} is no JSON object")
+    return cast("dict[str, Any]", config)
 
 
 def vllm_flags(physical: IntArray, num_experts: int, num_ranks: int) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from moesim.errors import InputError
-from moesim.placement.exchange import read_map
+from moesim.placement.exchange import read_map, read_vllm_flags
 from moesim.specs.deployment import Deployment, Eplb
 from moesim.specs.model import Model
 
@@ -37,10 +37,13 @@ def place_experts(deployment: Deployment, model: Model, words: PlacementWords) -
     )
     if words.placement is None:
         return deployment
+    path = Path(words.placement)
+    if path.suffix in (".txt", ".sh"):
+        return _as_flags(deployment, path)
     moe = model.moe
     if moe is None or deployment.expert_parallel_size == 1:
         raise InputError(f"placement: {words.placement} needs a model with experts and expert parallelism (ep above 1)")
-    rows = read_map(Path(words.placement), moe.num_experts, deployment.expert_parallel_size, None)
+    rows = read_map(path, moe.num_experts, deployment.expert_parallel_size, None)
     if len(rows) not in (1, model.num_moe_layers, model.num_layers):
         raise InputError(
             f"placement: {words.placement} has {len(rows)} layers, {model.name} has {model.num_moe_layers} with "
@@ -53,4 +56,15 @@ def place_experts(deployment: Deployment, model: Model, words: PlacementWords) -
         raise InputError(f"redundant_experts: {words.redundant_experts}, but {words.placement} holds {extra}")
     return msgspec.structs.replace(
         deployment, redundant_experts=extra, placement=tuple(tuple(np.asarray(row).tolist()) for row in rows)
+    )
+
+
+def _as_flags(deployment: Deployment, path: Path) -> Deployment:
+    """The deployment with what a file of vLLM's flags says about experts."""
+    try:
+        flags = read_vllm_flags(path.read_text(encoding="utf-8"), f"placement: {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"placement: {path} cannot be read ({error})") from None
+    return msgspec.structs.replace(
+        deployment, redundant_experts=flags.redundant_experts, eplb=flags.eplb, expert_map=flags.expert_map
     )

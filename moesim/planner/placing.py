@@ -49,8 +49,16 @@ class PlacementReport:
             "traffic": {"before": traffic_dict(self.traffic_before), "after": traffic_dict(self.traffic_after)},
             "rebalancing": self.economics.to_dict() if self.economics else None,
             "profile": describe(self.profile),
-            "notes": [*self.plan.notes, *self.profile.notes],
+            "notes": self.notes(),
         }
+
+    def notes(self) -> list[str]:
+        """Remarks of plan and profile, and a warning where the gain does not hold on data that did not plan."""
+        kept = self.judgement.gain_kept if self.judgement is not None else None
+        warning = (
+            f"the gain does not hold on the rest of the trace ({kept:.0%} of it is kept)" if kept is not None else ""
+        )
+        return [*self.plan.notes, *self.profile.notes, *([warning] if kept is not None and kept < 0.5 else [])]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer: fullest rank over the mean, its lower bound and gap, Gini over ranks."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.network.collectives import make_group
+from moesim.placement.fit import fits
+from moesim.placement.memory import plan_memory
 from moesim.placement.plan import PlacementPlan, PlacementRequest, Progress, make_plan
 from moesim.placement.traffic import Traffic, recorded_traffic
 from moesim.planner.placing import PlacementReport, place, with_economics
@@ -54,6 +57,7 @@ def place_in_time(
     scenario = _scenario(request, query, profile.num_experts)
     if query.tokens_per_step < 1:
         raise InputError(f"tokens_per_step: {query.tokens_per_step} is out of range, must be at least 1")
+    check_memory(scenario, request)
     if query.objective == "seconds":
         request = replace(request, algorithm="affinity", slack=_best_slack(profile, request, scenario, query, progress))
     report = place(profile, request, current, hold_out_share, progress)
@@ -89,6 +93,33 @@ def _scenario(request: PlacementRequest, query: TimedQuery, num_experts: int) ->
             f"model: {query.model} has {moe.num_experts if moe else 0} experts, the counts have {num_experts}"
         )
     return scenario
+
+
+def check_memory(scenario: Scenario, request: PlacementRequest) -> None:
+    """Refuse more replicas than the accelerators' memory holds beside one sequence's KV cache.
+
+    Raises:
+        InputError: says how many replicas fit.
+    """
+    moe = scenario.model.moe
+    assert moe is not None
+    ranks, workload = request.num_ranks, scenario.workload
+    tokens = workload.input_tokens + workload.output_tokens
+
+    def holds(slots: int) -> bool:
+        deployment = msgspec.structs.replace(scenario.deployment, redundant_experts=slots - moe.num_experts)
+        return fits(plan_memory(scenario.model, deployment, scenario.cluster.accelerator), tokens)
+
+    if holds(request.num_slots):
+        return
+    most = request.num_slots
+    while most >= moe.num_experts and not holds(most):
+        most -= ranks
+    hint = f"the most that fits is {most}" if most >= moe.num_experts else "it does not fit without replicas either"
+    raise InputError(
+        f"replicas: {request.num_slots} physical experts a layer do not fit on {ranks} x "
+        f"{scenario.cluster.accelerator.name}; {hint}"
+    )
 
 
 def _routing(profile: RoutingProfile) -> Routing:
