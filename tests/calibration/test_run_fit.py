@@ -18,13 +18,13 @@ def test_exact_runs_give_the_constants_behind_them():
     """The server's constant less well: queues in front of the engine make its slope approximate, and medians of few
     requests jump with the order of events (one row in ten may be off by that).
     """
-    runs = measure(planned_runs(), truth(), np.random.default_rng(0), noise=0.0)
+    runs = measure(planned_runs(concurrency=(1, 2, 4)), truth(), np.random.default_rng(0), noise=0.0)
     fitted = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1)
     for name in ("gemm_slowdown", "experts_slowdown", "host_launch_s"):
         assert fitted.parameters[name] == pytest.approx(TRUTH[name], rel=0.01)
-    assert fitted.parameters["server_request_s"] == pytest.approx(TRUTH["server_request_s"], rel=0.25)
+    assert fitted.parameters["server_request_s"] == pytest.approx(TRUTH["server_request_s"], rel=0.35)
     late = np.array([metric == "ttft_p50_ms" for _, metric in fitted.linear.observations.index])
-    assert np.quantile(np.abs(fitted.result.log_errors[~late]), 0.9) < 0.01
+    assert np.quantile(np.abs(fitted.result.log_errors[~late]), 0.9) < 0.02
     assert np.median(np.abs(fitted.result.log_errors[late])) < 0.05
 
 
