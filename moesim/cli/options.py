@@ -45,7 +45,9 @@ RedundantExperts = Annotated[
     int | None,
     _flag("--redundant-experts", "Replicas beside the model's experts, over all ranks (EPLB's plan).", _SIZES),
 ]
-PlacementFile = Annotated[str | None, _flag("--placement", "Expert map: JSON of moesim place or SGLang, or a .txt of vLLM flags.", _SIZES)]
+PlacementFile = Annotated[
+    str | None, _flag("--placement", "Expert map: JSON of moesim place or SGLang, or a .txt of vLLM flags.", _SIZES)
+]
 EnableEplb = Annotated[bool, _flag("--enable-eplb", "Place experts anew while running, as EPLB does.", _SIZES)]
 EplbWindow = Annotated[int, _flag("--eplb-window", "Steps of load that a new placement looks at.", _SIZES)]
 EplbInterval = Annotated[int, _flag("--eplb-interval", "Steps between placements.", _SIZES)]

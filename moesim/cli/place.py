@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from moesim.planner.placing import PlacementReport
     from moesim.routing.profile import RoutingProfile
+    from moesim.specs.scenario import Scenario
 
 _PLAN, _MOVE = "Plan", "Is moving worth it (with --model and --hardware)"
 
@@ -159,7 +160,20 @@ def _report(
         raise InputError("model: is missing; --hardware needs it")
     from moesim.planner.timed_placing import TimedQuery, place_in_time
 
-    return place_in_time(profile, request, current, hold_out, TimedQuery(*words), update)
+    seed, tokens, interval = words[2:5]
+    scenario = _scenario(model, hardware, request.num_ranks, request.num_nodes, seed)
+    query = TimedQuery(scenario, tokens, interval, objective)
+    return place_in_time(profile, request, current, hold_out, query, update)
+
+
+def _scenario(model: str, hardware: str, gpus: int, nodes: int, seed: int) -> Scenario:
+    """Attention data-parallel on every rank, experts over all of them, exchanged copy by copy."""
+    from moesim.words import to_scenario
+
+    sizes = {"gpus": gpus, "nodes": nodes if nodes > 1 else None, "tp": 1, "dp": gpus, "ep": gpus}
+    return to_scenario(
+        {"model": model, "hardware": hardware, "seed": seed, "all2all_backend": "deepep_high_throughput", **sizes}
+    )
 
 
 def _show(report: PlacementReport) -> None:

@@ -18,7 +18,6 @@ from moesim.planner.placing import PlacementReport, place, with_economics
 from moesim.planner.rebalancing_economics import economics, experts_seconds
 from moesim.routing.coactivation import coactivation
 from moesim.routing.profile import RoutingProfile
-from moesim.scenarios import Request, make_scenario
 from moesim.specs.routing import Routing
 from moesim.specs.scenario import Scenario
 
@@ -31,11 +30,11 @@ _ROW_BYTES = 4.0
 
 @dataclass(frozen=True, slots=True)
 class TimedQuery:
-    """What the seconds are for: a model on hardware, tokens of a step over all ranks, steps between load changes."""
+    """What the seconds are for: a scenario (experts over all ranks), tokens of a step over them, steps between load
+    changes, and whether plans are chosen by `tokens` or `seconds`.
+    """
 
-    model: str
-    hardware: str
-    seed: int
+    scenario: Scenario
     tokens_per_step: int
     interval_steps: int | None
     objective: str
@@ -54,7 +53,8 @@ def place_in_time(
     Raises:
         InputError: the model does not run on the ranks, or seconds are asked of a profile without choices.
     """
-    scenario = _scenario(request, query, profile.num_experts)
+    scenario = query.scenario
+    _check_experts(scenario, profile.num_experts)
     if query.tokens_per_step < 1:
         raise InputError(f"tokens_per_step: {query.tokens_per_step} is out of range, must be at least 1")
     check_memory(scenario, request)
@@ -74,25 +74,12 @@ def place_in_time(
     return with_economics(report, worth)
 
 
-def _scenario(request: PlacementRequest, query: TimedQuery, num_experts: int) -> Scenario:
-    words = Request(
-        model=query.model,
-        hardware=query.hardware,
-        gpus=request.num_ranks,
-        nodes=request.num_nodes if request.num_nodes > 1 else None,
-        tp=1,
-        dp=request.num_ranks,
-        ep=request.num_ranks,
-        all2all_backend="deepep_high_throughput",
-        seed=query.seed,
-    )
-    scenario = make_scenario(words)
+def _check_experts(scenario: Scenario, num_experts: int) -> None:
     moe = scenario.model.moe
     if moe is None or moe.num_experts != num_experts:
         raise InputError(
-            f"model: {query.model} has {moe.num_experts if moe else 0} experts, the counts have {num_experts}"
+            f"model: {scenario.model.name} has {moe.num_experts if moe else 0} experts, the counts have {num_experts}"
         )
-    return scenario
 
 
 def check_memory(scenario: Scenario, request: PlacementRequest) -> None:
