@@ -11,7 +11,9 @@ FloatArray = NDArray[np.float64]
 Piece = tuple[float, float, int]
 _SPACING = 64
 _PAGE = 64
-_OFFSETS = np.arange(4096, dtype=float)
+_PAGE_TOKENS = _SPACING * _PAGE
+_COUNTS = np.arange(4096)
+_OFFSETS = _COUNTS.astype(float)
 
 
 class DecodeTable:
@@ -22,13 +24,14 @@ class DecodeTable:
     Pages of 64 pieces are computed when a batch first reaches them.
     """
 
-    __slots__ = ("_attention", "_from", "_last", "_pages", "_width", "sequences")
+    __slots__ = ("_arrays", "_attention", "_from", "_last", "_pages", "_width", "sequences")
 
     def __init__(self, attention: AttentionCoefficients, sequences: int) -> None:
         self.sequences = sequences
         self._attention = attention
         self._width = sequences * _SPACING
         self._pages: dict[int, list[Piece]] = {}
+        self._arrays: dict[int, tuple[FloatArray, FloatArray]] = {}
         self._from = 0
         self._last: Piece = (0.0, 0.0, 0)
 
@@ -61,14 +64,19 @@ class DecodeTable:
         return seconds
 
     def steps_s(self, context: int, steps: int, other_s: float) -> FloatArray:
-        """The same as an array, piece by piece."""
+        """The same as an array, page by page."""
         seconds = np.empty(steps)
-        done = 0
+        first, done = context // self.sequences, 0
         while done < steps:
-            first = context + self.sequences * done
-            start, slope, end = self.piece(first)
-            upto = min(steps, done + -(-(end - first) // self.sequences))
-            seconds[done:upto] = start + slope * (context + self.sequences * _OFFSETS[done:upto]) + other_s
+            page = (first + done) // _PAGE_TOKENS
+            upto = min(steps, (page + 1) * _PAGE_TOKENS - first)
+            if page not in self._arrays:
+                self._add_page(page)
+            starts, slopes = self._arrays[page]
+            knots = (first - page * _PAGE_TOKENS + _COUNTS[done:upto]) // _SPACING
+            seconds[done:upto] = (
+                starts[knots] + slopes[knots] * (context + self.sequences * _OFFSETS[done:upto]) + other_s
+            )
             done = upto
         return seconds
 
@@ -77,6 +85,7 @@ class DecodeTable:
         values = self._attention.decode_steps_s(self.sequences, knots)
         slopes = np.diff(values) / self._width
         starts = values[:-1] - slopes * knots[:-1]
+        self._arrays[page] = starts, slopes
         pieces = list(zip(starts.tolist(), slopes.tolist(), knots[1:].astype(int).tolist(), strict=True))
         self._pages[page] = pieces
         return pieces

@@ -175,7 +175,8 @@ class _Simulation:
         engine = self._emptiest() if len(self._groups) > 1 else 0
         self._sent[engine] += 1
         free_s = self._frontend_free_s
-        ready_s = max(at_s, free_s[engine]) + self._request_s + self._token_s * request.input_tokens
+        free = free_s[engine]
+        ready_s = (at_s if at_s > free else free) + self._request_s + self._token_s * request.input_tokens
         free_s[engine] = request.ready_s = ready_s
         request.sent_s = at_s
         request.engine = engine
