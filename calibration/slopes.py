@@ -25,6 +25,7 @@ from moesim.metrics.summary import summarize
 from moesim.simulation import simulate_scenario
 from moesim.specs.parameters import ParameterSet, recording, scaled
 from moesim.specs.scenario import Scenario
+from moesim.specs.workload import ClosedLoop
 
 FloatArray = NDArray[np.float64]
 _STEP = 0.01
@@ -60,15 +61,27 @@ def predict_with_slopes(
         return list(_step_predictions(scenarios[0], metrics, names, steps))
     if scenarios[0].model.is_diffusion:
         return [_diffusion_prediction(*pair, names) for pair in zip(scenarios, metrics, strict=True)]
-    runs = [_run(scenario) for scenario in scenarios]
-    found = [run for run in runs if not isinstance(run, str)]
+    keys = [_load_key(scenario) for scenario in scenarios]
+    runs = {key: _run(scenario) for key, scenario in dict(zip(keys, scenarios, strict=True)).items()}
+    found = [run for run in runs.values() if not isinstance(run, str)]
     if not found:
-        return [str(run) for run in runs]
+        return [str(runs[key]) for key in keys]
     models = moved_models(scenarios[0], names, *_table_sizes(found))
-    return [
-        run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
-        for scenario, run, asked in zip(scenarios, runs, metrics, strict=True)
-    ]
+    asked = tuple(dict.fromkeys(metric for some in metrics for metric in some))
+    answers = {
+        key: run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
+        for (key, run), scenario in zip(runs.items(), dict(zip(keys, scenarios, strict=True)).values(), strict=True)
+    }
+    return [answers[key] for key in keys]
+
+
+def _load_key(scenario: Scenario) -> bytes:
+    """What tells the simulated loads of one layout apart: more clients than requests are as many as requests."""
+    workload = scenario.workload
+    if isinstance(workload.arrival, ClosedLoop):
+        clients = min(workload.arrival.concurrency, workload.num_prompts)
+        workload = msgspec.structs.replace(workload, arrival=ClosedLoop(concurrency=clients))
+    return msgspec.json.encode(workload)
 
 
 def _step_predictions(
@@ -147,9 +160,9 @@ def _prediction(
     table = step_table(run.logs)
     weights = _weights(table, run)
     slopes = _step_slopes(models, table, names, weights)
-    shares = _engine_shares(run, table)
-    for kind, share in shares.items():
-        slopes[kind] = slopes[kind] * share + _server_slopes(scenario, names, 1 - share)
+    if scenario.deployment.frontend == "server":
+        for kind, share in _engine_shares(run, table).items():
+            slopes[kind] = slopes[kind] * share + _server_slopes(scenario, names, 1 - share)
     slopes["throughput"] = -slopes["elapsed"]
     result = summarize(scenario, run)
     return RunPrediction(
