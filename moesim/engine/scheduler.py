@@ -137,13 +137,12 @@ class Scheduler:
         A release of finished requests ends the run only when somebody waits for what it frees.
         """
         steps = min(self._next_finish() - self.step, MAX_SEGMENT_STEPS)
-        if self.waiting:
-            if self._released:
-                steps = min(steps, self._released[0][0] - self.step)
-            if self.slots() > 0:
-                later = self.waiting[0].ready_step - self.step
-                if later > 0:
-                    steps = min(steps, later)
+        if self._released and (self.waiting or self.prefilling):
+            steps = min(steps, self._released[0][0] - self.step)
+        if self.waiting and self.slots() > 0:
+            later = self.waiting[0].ready_step - self.step
+            if later > 0:
+                steps = min(steps, later)
         if self.decodes * (steps // self.pool.block_size + 1) > self.pool.free:
             steps = self._steps_with_blocks(steps)
         return max(steps, 1)

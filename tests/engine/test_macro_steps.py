@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -46,6 +46,15 @@ def shrink_pool(built: Scenario, tokens: int, longest: int) -> Scenario:
 
 
 @settings(max_examples=60, deadline=None)
+@example(  # a prompt half done waits for the blocks of a request that has just finished
+    layout={"gpus": 2, "max_num_seqs": 3, "max_num_batched_tokens": 64},
+    arrival=ClosedLoop(concurrency=3),
+    lengths=(78, 4),
+    ratio=0.0,
+    prompts=3,
+    pool=240,
+    seed=0,
+)
 @given(
     layout=LAYOUTS,
     arrival=ARRIVALS,
