@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from calibration.cross_validation import cross_validate
 from calibration.folds import FoldKind
@@ -44,6 +47,8 @@ def run_calibrate(request: CalibrateRequest, progress: Progress) -> list[SetRepo
     _check(request)
     data = [Path(folder) for folder in request.data] or [Path()]
     recipes = _recipes(request)
+    if request.report and Path(request.report).suffix in {".html", ".htm"} and len(recipes) > 1:
+        raise InputError(f"report: {request.report} is one file for {len(recipes)} recipes; name a folder")
     state = Path(request.state) if request.state else None
     made: dict[str, ParameterSet] = {}
     reports: list[SetReport] = []
@@ -53,13 +58,23 @@ def run_calibrate(request: CalibrateRequest, progress: Progress) -> list[SetRepo
         done = calibrate(recipe, base, data, jobs=request.jobs, state=state, progress=progress)
         made.update(done.sets)
         fits.append(done)
-        reports += [SetReport.of(item, done) for item in done.sets.values()]
+        bootstrap = _bootstrap(request, done, progress)
+        reports += [SetReport.of(item, done, bootstrap) for item in done.sets.values()]
         if not request.cross_validate:
-            _write(request, done)
+            _write(request, done, bootstrap)
     if request.cross_validate:
-        kind = next(item for item in _KINDS if item == request.cross_validate)
+        kind = _KINDS[_KINDS.index(request.cross_validate)]
         cross_validate(fits, made, kind, data, Path(str(request.output)), request.jobs, state, progress)
     return reports
+
+
+def _bootstrap(request: CalibrateRequest, done: Calibration, progress: Progress) -> dict[str, float]:
+    """Standard errors of resampled fits, where they were asked for and runs were fitted."""
+    if not request.bootstrap or done.run_fit is None:
+        return {}
+    from calibration.bootstrap import bootstrap_errors
+
+    return bootstrap_errors(done.run_fit, request.bootstrap, np.random.default_rng(0xB007), progress)
 
 
 def _check(request: CalibrateRequest) -> None:
@@ -69,6 +84,8 @@ def _check(request: CalibrateRequest) -> None:
         raise InputError(
             f"cross-validate: unknown {request.cross_validate!r}; {nearest(request.cross_validate, _KINDS)}"
         )
+    if request.bootstrap < 0 or request.bootstrap == 1:
+        raise InputError(f"bootstrap: {request.bootstrap} is out of range, must be 0 (none) or at least 2")
     if request.output is None:
         raise InputError("output: -o is missing; name the YAML file (or the folder) to write")
 
@@ -118,7 +135,7 @@ def _is_table(path: Path) -> bool:
     return path.stem.endswith("_perf")
 
 
-def _write(request: CalibrateRequest, done: Calibration) -> None:
+def _write(request: CalibrateRequest, done: Calibration, bootstrap: Mapping[str, float]) -> None:
     target = Path(str(request.output))
     single = target.suffix in {".yaml", ".yml"}
     if single and len(done.sets) > 1:
@@ -131,4 +148,14 @@ def _write(request: CalibrateRequest, done: Calibration) -> None:
     if request.report:
         from calibration.report import write_report
 
-        write_report(done, Path(request.report))
+        write_report(done, Path(request.report), bootstrap, _command(request))
+
+
+def _command(request: CalibrateRequest) -> str:
+    """The command line again, for the page that it makes."""
+    words = ["moesim calibrate", *request.files]
+    words += [f"--recipe {name}" for name in request.recipes] + [f"--data {name}" for name in request.data]
+    for name in ("output", "base", "report", "state", "bootstrap"):
+        value = getattr(request, name)
+        words += [f"--{name} {value}"] if value else []
+    return " ".join(words)

@@ -48,8 +48,19 @@ def parity_figure(errors: RowErrors) -> str:
         axes.set_title(f"{_WORDS[kind]} ({mask.sum()})", fontsize=9)
         axes.set_xlabel("measured", fontsize=8)
         axes.set_ylabel("predicted", fontsize=8)
-        axes.tick_params(labelsize=7)
+        _plain_ticks(axes)
     return _png(figure)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """1, 2, 5 of every decade as plain numbers: a panel may span less than a decade."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=7)
 
 
 def residual_figure(errors: RowErrors) -> str:

@@ -71,7 +71,7 @@ class WorstRow:
 
 @dataclass(frozen=True, slots=True)
 class RowErrors:
-    """All fitted rows: `fitted` and `left_out` log(predicted / measured) [data], NaN where nothing could be left out."""
+    """log(predicted / measured) of all rows [data], `fitted` and `left_out` (NaN where nothing could be left out)."""
 
     linear: Linearisation
     fitted: FloatArray
@@ -121,9 +121,7 @@ def identified_by(run_fit: RunFit, count: int = 3) -> dict[str, tuple[str, ...]]
         by_run = np.bincount(runs, weights=information[:, column])
         whole = float(by_run.sum())
         best = [index for index in np.argsort(-by_run)[:count].tolist() if by_run[index] > 0]
-        found[name.key] = tuple(
-            f"{linear.observations.runs[index].id} ({by_run[index] / whole:.0%})" for index in best
-        )
+        found[name.key] = tuple(f"{linear.observations.runs[index].id} ({by_run[index] / whole:.0%})" for index in best)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SetReport:
-    """One set that `moesim calibrate` made. `rejected`: reason -> measured values left out of the fit."""
+    """One set that `moesim calibrate` made. `rejected`: reason -> measured values left out of the fit.
+
+    `bootstrap`: standard errors from resampled fits by constant; empty when they were not asked for.
+    """
 
     parameters: ParameterSet
     rejected: dict[str, int]
     strongest: list[tuple[str, str, float]]
     scale: float
+    bootstrap: dict[str, float]
 
     @staticmethod
-    def of(parameters: ParameterSet, done: Calibration) -> SetReport:
+    def of(parameters: ParameterSet, done: Calibration, bootstrap: Mapping[str, float] | None = None) -> SetReport:
         """The report of one of a calibration's sets."""
-        scale = done.run_fit.result.scale if done.run_fit else float("nan")
-        return SetReport(parameters, dict(done.rejected), _strongest(parameters), scale if scale == scale else 0.0)
+        scale = done.run_fit.result.scale if done.run_fit else 0.0
+        return SetReport(parameters, dict(done.rejected), _strongest(parameters), scale, dict(bootstrap or {}))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a constant."""
         found = [_row("", name, item) for name, item in self.parameters.parameters.items()]
         sites = self.parameters.sites.items()
-        return found + [_row(site, name, item) for site, constants in sites for name, item in constants.items()]
+        found += [_row(site, name, item) for site, constants in sites for name, item in constants.items()]
+        if not self.bootstrap:
+            return found
+        return [{**row, "bootstrap_error": self.bootstrap.get(row["name"])} for row in found]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract of `moesim calibrate`."""
