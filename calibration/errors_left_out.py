@@ -76,7 +76,7 @@ def evidence_of(run_fit: RunFit, inputs: Mapping[str, str]) -> Evidence:
     free = free_of(run_fit)
     by_kind = {
         kind: left_out_errors(run_fit.linear, free, unit)
-        for kind, unit in (("configuration", "series"), ("model", "model"), ("accelerator", "gpu"))
+        for kind, unit in (("configuration", "configuration"), ("model", "model"), ("accelerator", "gpu"))
     }
     levels = {kind: error_level(observations, errors) for kind, errors in by_kind.items() if np.isfinite(errors).any()}
     runs = observations.runs

@@ -14,7 +14,8 @@ from calibration.errors_left_out import unit_of
 from calibration.parameter_file import read_parameters, write_parameters, write_text
 from calibration.runs import MeasuredRun
 from moesim.errors import InputError
-from moesim.specs.catalog import get_hardware
+from moesim.scenarios import engine_of
+from moesim.specs.catalog import get_hardware, get_model
 from moesim.specs.loading import config_root, load
 from moesim.specs.parameters import ParameterSet, select_parameters
 

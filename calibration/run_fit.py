@@ -23,7 +23,7 @@ from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
-_LARGEST_MOVE = 1.1
+_LARGEST_MOVE = 1.6
 _CONVERGED = 0.004
 
 

@@ -81,7 +81,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache: str | None = None
     expert_execution: str = "grouped"
     parameters: str | None = None
-    engine: Literal["vllm", "sglang"] = "vllm"
+    engine: Literal["vllm", "sglang", "llada"] | None = None
     engine_version: str = ""
     site: str | None = None
 
@@ -99,7 +99,7 @@ def make_scenario(request: Request) -> Scenario:
             _deployment(request, accelerator, frontend, tp, dp, model), model, _placement_words(request)
         ),
         workload=make_workload(request, model),
-        parameters=find_parameters(request, accelerator),
+        parameters=find_parameters(request, accelerator, model),
         routing=drifting(find_routing(request.routing), request.drift_steps),
         diffusion=_diffusion(request, model),
         seed=request.seed,
@@ -245,11 +245,17 @@ def _diffusion(request: Request, model: Model) -> DiffusionRun | None:
     )
 
 
-def find_parameters(request: Request, accelerator: Accelerator) -> ParameterSet:
+def engine_of(request: Request, model: Model) -> str:
+    """The engine whose constants apply: as asked, or vLLM; LLaDA's own PyTorch loop for masked diffusion."""
+    return request.engine or ("llada" if model.is_diffusion else "vllm")
+
+
+def find_parameters(request: Request, accelerator: Accelerator, model: Model) -> ParameterSet:
     """The parameter set that a request names (or its file), or the best one for the accelerator, at its site."""
     name = request.parameters
     if name is None:
-        return at_site(select_parameters(accelerator, request.engine, request.engine_version), request.site)
+        chosen = select_parameters(accelerator, engine_of(request, model), request.engine_version)
+        return at_site(chosen, request.site)
     if name.endswith((".yaml", ".yml")):
         return at_site(check_parameters(load(Path(name), ParameterSet), name), request.site)
     known = list_parameter_sets()

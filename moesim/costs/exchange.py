@@ -32,7 +32,8 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
         return nothing(tokens)
     if layout.deployment.all2all_backend == "allgather_reducescatter":
         gathered = tokens * lockstep * layout.model.hidden_size * _ACTIVATION_BYTES
-        return transfer(2 * all_gather_s(layout.dp_group, gathered), launches=2.0)
+        by_token = tokens * lockstep * layout.parameters["exchange_token_s"]
+        return transfer(2 * all_gather_s(layout.dp_group, gathered) + by_token, launches=2.0)
     accelerator, constants = layout.cluster.accelerator, layout.parameters
     sent = _sent(layout, moe, tokens)
     if layout.deployment.all2all_backend == "deepep_low_latency":

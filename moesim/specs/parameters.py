@@ -171,6 +171,7 @@ NETWORK_PARAMETERS = (
     "deepep_ht_combine_unit_share",
     "deepep_ht_combine_row_share",
     "deepep_ht_combine_efficiency",
+    "exchange_token_s",
     "nic_latency_s",
     "nic_efficiency",
 )
@@ -361,14 +362,16 @@ def list_parameter_sets() -> dict[str, ParameterSet]:
 def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: str = "") -> ParameterSet:
     """The calibrated set for this accelerator and engine, or the vendor's data-sheet prior when there is none.
 
-    A set of the asked `version` is preferred, then the one without a version of its own (the reference). Sets of an
+    An engine without a set of its own takes vLLM's. A set of the asked `version` is preferred, then the one without a version of its own (the reference). Sets of an
     accelerator are called ACCELERATOR-ENGINE or ACCELERATOR-ENGINE-VERSION, so that only these are read.
     """
     folder = config_root() / "parameters"
     names = [path.stem for path in sorted(folder.glob(f"{accelerator.name}-{engine}*.yaml"))]
     exact = [item for item in map(read_set, names) if accelerator.name in item.accelerators and item.engine == engine]
     exact.sort(key=lambda item: (item.engine_version != version, item.engine_version != ""))
-    return exact[0] if exact else read_set(f"prior-{accelerator.vendor}")
+    if exact:
+        return exact[0]
+    return select_parameters(accelerator, "vllm") if engine != "vllm" else read_set(f"prior-{accelerator.vendor}")
 
 
 def scaled(parameters: ParameterSet, name: str, factor: float) -> ParameterSet:
