@@ -161,8 +161,9 @@ def _prediction(
     weights = _weights(table, run)
     slopes = _step_slopes(models, table, names, weights)
     if scenario.deployment.frontend == "server":
-        for kind, share in _engine_shares(run, table).items():
-            slopes[kind] = slopes[kind] * share + _server_slopes(scenario, names, 1 - share)
+        shares = _engine_shares(run, table)
+        slopes["ttft"] = slopes["ttft"] * shares["ttft"] + _first_token_slopes(scenario, run, names)
+        slopes["elapsed"] = slopes["elapsed"] * shares["elapsed"] + _server_slopes(scenario, names, 1 - shares["elapsed"])
     slopes["throughput"] = -slopes["elapsed"]
     result = summarize(scenario, run)
     return RunPrediction(
@@ -207,6 +208,22 @@ def _engine_shares(run: ServingRun, table: StepTable) -> dict[str, float]:
     in_engine_s = float(table.steps * table.queued @ table.seconds)
     busy_s = float(table.steps @ table.seconds) / len(run.logs)
     return {"ttft": min(in_engine_s / waited_s, 1.0), "elapsed": min(busy_s / run.elapsed_s, 1.0)}
+
+
+def _first_token_slopes(scenario: Scenario, run: ServingRun, names: Sequence[str]) -> FloatArray:
+    """The server's part in the time to first token: queueing before the engine (a burst waits for every request of
+    it in turn), and the way back.
+    """
+    waited_s = sum(request.first_token_s - request.sent_s for request in run.requests)
+    before_s = sum(request.ready_s - request.sent_s for request in run.requests)
+    intake = scenario.parameters["server_request_s"]
+    by_token = scenario.parameters["server_token_s"] * scenario.workload.input_tokens
+    parts = {
+        "server_request_s": before_s / waited_s * intake / (intake + by_token),
+        "server_token_s": before_s / waited_s * by_token / (intake + by_token),
+        "server_response_s": len(run.requests) * scenario.parameters["server_response_s"] / waited_s,
+    }
+    return np.array([parts.get(name, 0.0) for name in names])
 
 
 def _server_slopes(scenario: Scenario, names: Sequence[str], share: float) -> FloatArray:
