@@ -81,7 +81,7 @@ def place(
     words = (model, hardware, seed, tokens_per_step, interval, objective)
     profile, experts = _read(counts, model, keep_warmup)
     request = PlacementRequest(
-        num_slots=replicas if replicas is not None else -(-experts // gpus) * gpus if gpus > 0 else experts,
+        num_slots=replicas if replicas is not None else -(-experts // max(gpus, 1)) * gpus,
         num_ranks=gpus,
         num_nodes=nodes,
         num_groups=groups,

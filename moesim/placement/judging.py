@@ -48,10 +48,10 @@ def hold_out(profile: RoutingProfile, request: PlacementRequest, share: float) -
     Raises:
         InputError: the share leaves no step on one side.
     """
-    if profile.num_steps < 2:
-        return None
     if not 0 < share < 1:
         raise InputError(f"hold_out: {share} is out of range, must be between 0 and 1")
+    if profile.num_steps < 2:
+        return None
     first, rest = profile.part(0, share), profile.part(share, 1)
     if not first.num_steps or not rest.num_steps:
         raise InputError(f"hold_out: {share} leaves no step of {profile.num_steps} on one side")

@@ -104,6 +104,8 @@ def check_request(request: PlacementRequest, num_experts: int) -> PlacementReque
         raise InputError(f"time_limit: {request.limit_s} is out of range, must be 0 to 86400 seconds")
     if not 0 <= request.slack <= 10:
         raise InputError(f"slack: {request.slack} is out of range, must be 0 to 10")
+    if request.num_groups < 0:
+        raise InputError(f"groups: {request.num_groups} is out of range, must be 0 (one a node) or more")
     groups = request.num_groups or request.num_nodes
     request = replace(request, num_groups=groups)
     if request.algorithm == "eplb_hierarchical":

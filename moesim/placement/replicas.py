@@ -13,6 +13,8 @@ from moesim.errors import InputError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+MOST_RANKS = 1024
+"""Ranks of one expert-parallel group that plans are made for."""
 
 
 def replica_counts(physical: IntArray, num_experts: int) -> IntArray:
@@ -41,8 +43,8 @@ def check_slots(num_experts: int, num_slots: int, num_ranks: int) -> int:
     Raises:
         InputError: too few slots (says the smallest number that works), too many, or not divisible by the ranks.
     """
-    if num_ranks < 1:
-        raise InputError(f"gpus: {num_ranks} is out of range, must be at least 1")
+    if not 1 <= num_ranks <= MOST_RANKS:
+        raise InputError(f"gpus: {num_ranks} is out of range, must be 1 to {MOST_RANKS}")
     smallest = -(-num_experts // num_ranks) * num_ranks
     if num_slots < num_experts:
         raise InputError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.placement.baselines import linear
 from moesim.placement.judging import Judgement, hold_out
-from moesim.placement.plan import PlacementPlan, PlacementRequest, Progress, make_plan
+from moesim.placement.plan import PlacementPlan, PlacementRequest, Progress, check_request, make_plan
 from moesim.placement.traffic import Traffic, expected_traffic, recorded_traffic
 from moesim.planner.rebalancing_economics import Economics
 from moesim.routing.coactivation import coactivation
@@ -107,6 +107,8 @@ def place(
         current: [layers of the file, slots] map in use, None: vLLM's linear map without replicas.
         hold_out_share: share of a profile with time that makes the judged plan.
     """
+    check_request(request, profile.num_experts)
+    judgement = hold_out(profile, request, hold_out_share)
     loads, rows = all_layers(profile), list(profile.kept_layers) or list(range(profile.num_layers))
     pairs = coactivation(profile) if request.algorithm == "affinity" else None
     if pairs is not None:
@@ -121,7 +123,7 @@ def place(
         profile=profile,
         plan=plan,
         before=current,
-        judgement=hold_out(profile, request, hold_out_share),
+        judgement=judgement,
         traffic_before=_traffic(profile, current[rows], request),
         traffic_after=_traffic(profile, plan.physical[rows], request),
     )

@@ -103,10 +103,11 @@ def _curve(axis: Axes, curve: list[dict[str, Any]]) -> None:
     axis.plot(ratio, [row["step_ms"] for row in curve], "o-", label="step")
     axis.plot(ratio, [row["slowest_rank_experts_ms"] for row in curve], "s--", label="experts, slowest rank")
     axis.plot(ratio, [row["mean_rank_experts_ms"] for row in curve], "^:", label="experts, mean rank")
-    for row in curve:
-        axis.annotate(row["routing"], (row["rank_max_over_mean"], row["step_ms"]), fontsize=7, va="bottom")
+    for row in curve[2:]:
+        place = row["rank_max_over_mean"], row["step_ms"]
+        axis.annotate(row["routing"], place, (0, 5), textcoords="offset points", fontsize=7, ha="center")
     axis.set_xlabel("fullest rank over mean")
     axis.set_ylabel("ms")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.15 * max(row["step_ms"] for row in curve))
     axis.set_title("Imbalance to latency, one decode step", fontsize=10)
     axis.legend(fontsize=8)

@@ -33,6 +33,10 @@ def read_profile(path: Path, num_experts: int | None = None, keep_warmup: bool =
         InputError: the file cannot be used; the line says why, where, and what would work.
     """
     arrays = read_raw(path)
+    for key, values in arrays.items():
+        if values.dtype.kind not in "biuf":
+            named = f" {key!r}" if key else ""
+            raise InputError(f"routing: {path} holds an array{named} of {values.dtype}, must be numbers")
     name = next((key for key in CHOICE_KEYS if key in arrays), None)
     if name is None and "" in arrays and _looks_like_choices(arrays[""]):
         name = ""

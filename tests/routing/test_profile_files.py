@@ -195,6 +195,13 @@ def test_bad_files_are_refused_naming_the_place(tmp_path: Path, name: str) -> No
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize("values", [np.array([["a", "b"]]), np.ones((2, 4)) * 1j, np.array([["2020-01-01"]], "M8[D]")])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    np.savez(tmp_path / "x.npz", logical_count=values)
+    with pytest.raises(InputError, match="must be numbers"):
+        read_profile(tmp_path / "x.npz")
+
+
 def test_experts_must_be_the_models(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "c.csv", COUNTS.sum(axis=0), fmt="%d", delimiter=",")
     with pytest.raises(InputError, match="has 16 experts a layer, the model has 64"):
