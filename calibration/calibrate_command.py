@@ -14,6 +14,7 @@ from calibration.kernels.tables import read_table
 from calibration.parameter_choice import named_parameters
 from calibration.parameter_file import write_parameters, write_text
 from calibration.pipeline import Calibration, calibrate
+from calibration.profile_calibration import accelerators_of, split_profiles
 from calibration.readers import read_runs
 from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe, in_order, load_recipe, shipped_recipes
 from calibration.run_fit import Progress
@@ -104,15 +105,18 @@ def recipe_of_files(request: CalibrateRequest) -> Recipe:
         InputError: files of several accelerators, or of none.
     """
     tables = [name for name in request.files if name.endswith(".parquet") and _is_table(Path(name))]
-    runs = [name for name in request.files if name not in tables]
+    profiles, runs = split_profiles([name for name in request.files if name not in tables])
     found = [run for name in runs for run in read_runs(Path(name))[0]]
-    accelerators = sorted({get_hardware(run.request.hardware).name for run in found})
-    accelerators = accelerators or sorted({read_table(Path(name)).accelerator.name for name in tables})
+    named = {get_hardware(run.request.hardware).name for run in found} | set(accelerators_of(profiles))
+    accelerators = sorted(named | {read_table(Path(name)).accelerator.name for name in tables})
+    if not accelerators and request.base:
+        accelerators = list(named_parameters(request.base).accelerators[:1])
     engines = sorted({run.engine for run in found}) or ["vllm"]
     if len(accelerators) != 1 or len(engines) != 1:
         raise InputError(
             f"calibrate: the files hold {', '.join(accelerators) or 'no accelerator'} under {', '.join(engines)}; "
-            "give files of one accelerator and engine, or a --recipe"
+            "give files of one accelerator and engine, a --recipe, or the --base set of the accelerator of a trace "
+            "that does not name it"
         )
     base = request.base or select_parameters(get_hardware(accelerators[0]), engines[0]).name
     known = named_parameters(base).parameters
@@ -125,6 +129,7 @@ def recipe_of_files(request: CalibrateRequest) -> Recipe:
         accelerators=tuple(accelerators),
         kernels=tuple(tables),
         runs=tuple(runs),
+        profiles=tuple(profiles),
         free=tuple(item for item in PARAMETER_NAMES if item != "model_error" and known[item].log_sd > 0),
         sites=dict.fromkeys(sites, MACHINE_CONSTANTS),
         outputs={name: Output(accelerators=tuple(accelerators), sites=sites)},

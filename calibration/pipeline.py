@@ -12,6 +12,8 @@ import numpy as np
 
 from calibration.errors_left_out import evidence_of
 from calibration.kernel_fit import KernelFit, fit_kernels
+from calibration.profile_calibration import ProfileEvidence, evidence_of_profiles, moved_only, name_profiles
+from calibration.profilers import read_profile
 from calibration.readers import read_runs
 from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe
 from calibration.rejection import rejected_values
@@ -41,6 +43,7 @@ class Calibration:
     rejected: dict[str, int]
     run_fit: RunFit | None
     kernel_fit: KernelFit | None
+    profiles: ProfileEvidence | None = None
 
 
 def find_files(names: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
@@ -87,6 +90,8 @@ def calibrate(
     run_files = find_files(recipe.runs, data)
     kernel_fit = fit_kernels(base, kernel_files, jobs, state, progress) if kernel_files else None
     start = kernel_fit.parameters if kernel_fit else base
+    profiles = _profiles(recipe, start, data)
+    start = profiles.fit.parameters if profiles and profiles.fit else start
     runs = _runs(recipe, list(run_files.values()))
     observations = observe(runs)
     run_fit = None
@@ -95,17 +100,32 @@ def calibrate(
         columns = recipe.columns(run.site for run in runs)
         run_fit = fit_runs(start, observations, columns, recipe.prior_log_sd, jobs=jobs, progress=progress)
         joint = run_fit.parameters
-    elif not kernel_files:
+    elif not kernel_files and profiles is None:
         raise InputError(f"calibrate: {recipe.name}: no usable row of {', '.join(recipe.accelerators)} in the runs")
-    files = {**find_files(recipe.kernels, data), **run_files}
+    files = {**find_files(recipe.kernels, data), **run_files, **find_files(recipe.profiles, data)}
     inputs = {name: hash_file(path) for name, path in files.items()}
     evidence = evidence_of(run_fit, inputs) if run_fit else Evidence(inputs=inputs)
-    done = Calibration(recipe, {}, start, joint, observations, rejected_values(runs), run_fit, kernel_fit)
+    done = Calibration(recipe, {}, start, joint, observations, rejected_values(runs), run_fit, kernel_fit, profiles)
     sets = {
         name: msgspec.structs.replace(output_set(done, joint, name, run_fit), evidence=evidence)
         for name in recipe.outputs
     }
+    if profiles is not None:
+        alone = run_fit is None and kernel_fit is None
+        sets = {
+            name: name_profiles(moved_only(item, base, inputs) if alone else item, profiles)
+            for name, item in sets.items()
+        }
     return dataclasses.replace(done, sets=sets)
+
+
+def _profiles(recipe: Recipe, start: ParameterSet, data: Sequence[Path]) -> ProfileEvidence | None:
+    files = find_files(recipe.profiles, data)
+    if not files:
+        return None
+    return evidence_of_profiles(
+        start, {name: read_profile(path) for name, path in files.items()}, recipe.accelerators[0]
+    )
 
 
 def _runs(recipe: Recipe, files: Sequence[Path]) -> list[MeasuredRun]:

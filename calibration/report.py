@@ -9,6 +9,7 @@ from typing import Any
 
 from calibration.parameter_file import write_text
 from calibration.pipeline import Calibration
+from calibration.profile_calibration import profile_observations, profile_rows
 from calibration.report_rows import estimate_rows, group_errors, row_errors, worst_rows
 from calibration.set_report import SetReport
 
@@ -59,7 +60,8 @@ def _content(done: Calibration, bootstrap: dict[str, float], command: str) -> di
         "worst": [],
         "parity": "",
         "residuals": "",
-        "profiles": [],
+        "profiles": profile_rows(done.profiles),
+        "observations": profile_observations(done.profiles),
         "rows": 0,
         "scale": float("nan"),
     }
