@@ -45,8 +45,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """One joint fit.
 
     `base`: parameter set of the priors, shipped or made by an earlier recipe. `kernels`, `runs` and `profiles`
-    (profilers' files): relative to the data folders. `accelerators`: rows of others are left out. `free`: constants fitted to runs (the general
-    ones; `sites` lists those that belong to a machine, "*" standing for every other machine in the data).
+    (profilers' files): relative to the data folders. `accelerators`: rows of others are left out. `free`: constants
+    fitted to runs (the general ones; `sites` lists those that belong to a machine, "*" standing for every other
+    machine in the data).
     `prior_log_sd`: doubt about the base, by constant or
     constant@site. `outputs`: sets by name. `transfer_from`: the set that stands in when this accelerator's own
     data are left out.
