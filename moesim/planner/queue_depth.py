@@ -22,7 +22,6 @@ from moesim.costs.step import graph_sizes
 from moesim.errors import InputError
 from moesim.placement.deployed import deployed_map, expert_layout
 from moesim.placement.replicas import replica_counts
-from moesim.placement.transfer import expert_bytes
 from moesim.routing.loads import draw_loads, make_bank
 from moesim.specs.model import MixtureOfExperts
 from moesim.specs.routing import Routing
@@ -241,18 +240,16 @@ def _slot_inclusion(layout: Layout, moe: MixtureOfExperts) -> FloatArray:
 
 
 def _balance_point(layout: Layout, moe: MixtureOfExperts) -> float | None:
-    """Tokens of the group at which evenly loaded experts spend as long on tokens as on reading their weights.
+    """Tokens of the group at which evenly loaded experts take twice as long as for reading their weights alone.
 
-    Everything that grows with tokens counts (arithmetic and activations); the time for weights is their bytes at the
-    bandwidth that the products achieve when every expert has about one token.
+    The time for weights is what the products take with three tokens an expert: nearly all experts are read (95 %
+    under uniform routing), and arithmetic and activations are still small. Fixed times of kernels count in neither.
     """
     even = make_layout(layout.model, layout.deployment, layout.cluster, layout.parameters, Routing(), layout.seed)
-    sizes = np.unique(np.geomspace(max(moe.num_experts / moe.top_k, 1), _LARGEST, 100).round()).astype(np.int64)
+    sizes = np.unique(np.geomspace(3 * moe.num_experts / moe.top_k, _LARGEST, 100).round()).astype(np.int64)
     cost = routed_experts(even, sizes).slowest
-    slots = (moe.num_experts + layout.deployment.redundant_experts) / layout.deployment.expert_parallel_size
-    bandwidth = float(cost.hbm_bytes[0] / cost.memory_s[0])
-    weights_s = slots * expert_bytes(layout.model, layout.deployment) / bandwidth
-    beyond = np.flatnonzero(cost.seconds - cost.launch_s > 2 * weights_s)
+    seconds = cost.seconds - cost.launch_s
+    beyond = np.flatnonzero(seconds > 2 * seconds[0])
     return float(sizes[beyond[0]]) if len(beyond) else None
 
 
