@@ -1,0 +1,1 @@
+"""Measurements in, constants and their doubt out: readers, fits, left-out errors, reports."""

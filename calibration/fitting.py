@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,8 +119,8 @@ def fit(
 
     low, high = np.log([max(item.low, 1e-300) for item in free]), np.log([min(item.high, 1e300) for item in free])
     found = least_squares(
-        residuals, np.clip(start, low + 1e-9, high - 1e-9), jac=slopes, bounds=(low, high), x_scale=prior_sd,
-        xtol=1e-10, ftol=1e-10, max_nfev=max_evaluations,
+        residuals, np.clip(start, low + 1e-9, high - 1e-9), jac=cast("Any", slopes), bounds=(low, high),
+        x_scale=prior_sd, xtol=1e-10, ftol=1e-10, max_nfev=max_evaluations,
     )  # fmt: skip
     data = standardised(found.x)
     scale = float(1.4826 * np.median(np.abs(data))) if len(data) else 1.0
@@ -169,7 +170,7 @@ def _differences(function: Callable[[FloatArray], FloatArray], point: FloatArray
 
 def _covariance(data_slopes: FloatArray, prior_sd: FloatArray, scale: float, share: float) -> FloatArray:
     information = data_slopes.T @ data_slopes * share / scale**2 + np.diag(1 / prior_sd**2)
-    return np.linalg.inv(information)
+    return np.asarray(np.linalg.inv(information), dtype=np.float64)
 
 
 def _correlation(covariance: FloatArray) -> FloatArray:

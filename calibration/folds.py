@@ -47,7 +47,9 @@ class Folds:
 
     def parameters_of(self, run: MeasuredRun) -> ParameterSet | None:
         """The constants fitted without this run; None where no fit has seen it."""
-        shipped = select_parameters(get_hardware(run.request.hardware), run.request.engine, run.request.engine_version)
+        request = run.request
+        engine = engine_of(request, get_model(request.model))
+        shipped = select_parameters(get_hardware(request.hardware), engine, request.engine_version)
         known = self.index.sets.get(shipped.name)
         fold = known.units.get(unit_of(run, self.index.kind)) if known else None
         if known is None or fold is None:

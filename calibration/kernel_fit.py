@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from calibration.concurrently import answers_of
 from calibration.fitting import Estimate
 from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
@@ -62,11 +63,8 @@ def fit_kernels(
     Raises:
         InputError: a table cannot be read, or holds bad values.
     """
-    from joblib import Parallel, delayed
-
-    work = (delayed(fit_table)(path, state) for path in files)
     fits: list[FamilyFit] = []
-    for number, found in enumerate(Parallel(n_jobs=jobs, return_as="generator")(work)):
+    for number, found in enumerate(answers_of(fit_table, ((path, state) for path in files), jobs)):
         if progress is not None:
             progress(number + 1, len(files), f"kernels of {files[number].parent.name}")
         fits += found
@@ -98,7 +96,13 @@ def fit_table(path: Path, state: Path | None = None, without: tuple[int, int] | 
 def _digest(path: Path, table: KernelTable, without: tuple[int, int] | None) -> str:
     """What a fit depends on: the file's content and the formulas' constants and bounds."""
     formulas = [
-        (family.name, sorted(family.start.items()), sorted(family.fixed.items()), sorted(family.bounds.items()), len(part))
+        (
+            family.name,
+            sorted(family.start.items()),
+            sorted(family.fixed.items()),
+            sorted(family.bounds.items()),
+            len(part),
+        )
         for family, part in families_of(table)
     ]
     content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -151,12 +155,10 @@ def kernel_folds(
     path: Path, jobs: int = -1, state: Path | None = None, progress: Progress | None = None
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Table -> family -> fold -> constants fitted without the fold's shapes."""
-    from joblib import Parallel, delayed
-
-    work = (delayed(fit_table)(path, state, (number, _FOLDS)) for number in range(_FOLDS))
+    calls = ((path, state, (number, _FOLDS)) for number in range(_FOLDS))
     found: dict[str, list[dict[str, float]]] = {}
     label = ""
-    for number, fits in enumerate(Parallel(n_jobs=jobs, return_as="generator")(work)):
+    for number, fits in enumerate(answers_of(fit_table, calls, jobs)):
         if progress is not None:
             progress(number + 1, _FOLDS, f"folds of {path.parent.name}/{path.name}")
         for item in fits:

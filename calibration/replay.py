@@ -122,9 +122,7 @@ def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, Flo
     """Host seconds of every segment's step: (scheduling, launching)."""
     captured = (table.tokens < len(model.padded)).astype(float)
     sequences = table.rank_decodes + table.chunks
-    return host_seconds(
-        model.layout, model.launches, captured, sequences, (table.chunks > 0).astype(float)
-    )
+    return host_seconds(model.layout, model.launches, captured, sequences, (table.chunks > 0).astype(float))
 
 
 def attention_seconds(model: StepModel, table: StepTable) -> FloatArray:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.concurrently import answers_of
 from calibration.fitting import FitResult, FreeParameter, fit
 from calibration.metrics import METRICS
 from calibration.rejection import reason_to_reject
@@ -71,15 +72,11 @@ def linearise(
     progress: Progress | None,
 ) -> tuple[FloatArray, FloatArray]:
     """log predictions [data] and their slopes [data, columns]; rows that cannot run are NaN."""
-    from joblib import Parallel, delayed
-
     names = tuple(dict.fromkeys(column.name for column in columns))
     groups = _layout_groups(observations, parameters)
-    work = (delayed(_predict_group)(group, names) for group in groups)
+    calls = ((group, names) for group in groups)
     found: dict[int, RunPrediction] = {}
-    for done, (group, answers) in enumerate(
-        zip(groups, Parallel(n_jobs=jobs, return_as="generator")(work), strict=True)
-    ):
+    for done, (group, answers) in enumerate(zip(groups, answers_of(_predict_group, calls, jobs), strict=True)):
         found.update({item.run: answer for item, answer in zip(group, answers, strict=True) if answer is not None})
         if progress is not None:
             progress(done + 1, len(groups), group[0].scenario.model.name)

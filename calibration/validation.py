@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.concurrently import answers_of
 from calibration.folds import Folds, fitted_rows
 from calibration.kernel_validation import KERNEL_SUFFIX, validate_table
 from calibration.metrics import METRICS, predicted_value
@@ -106,8 +107,6 @@ def validate_files(
     Raises:
         InputError: a file cannot be read, or holds a bad value.
     """
-    from joblib import Parallel, delayed
-
     runs: list[MeasuredRun] = []
     skipped: list[SkippedRow] = []
     rows: list[ValidationRow] = []
@@ -122,8 +121,8 @@ def validate_files(
         found, left_out = read_runs(path)
         runs.extend(found)
         skipped.extend(left_out)
-    work = (delayed(predict_run)(run, parameters or (folds.parameters_of(run) if folds else None)) for run in runs)
-    predictions = Parallel(n_jobs=jobs, return_as="generator", batch_size=4)(work)
+    calls = ((run, parameters or (folds.parameters_of(run) if folds else None)) for run in runs)
+    predictions = answers_of(predict_run, calls, jobs, batch=4)
     for done, (run, answer) in enumerate(zip(runs, predictions, strict=True)):
         if progress is not None:
             progress(done + 1, len(runs), run.group)
@@ -166,6 +165,8 @@ def _step_rows(run: MeasuredRun, scenario: Scenario) -> list[ValidationRow]:
     factor = math.exp(model_error(scenario, "token"))
     seen = run.id in fitted_rows(scenario.parameters.name)
     return [
-        ValidationRow(run.id, metric, measured, values[metric], values[metric] / factor, values[metric] * factor, run.group, seen)
+        ValidationRow(
+            run.id, metric, measured, values[metric], values[metric] / factor, values[metric] * factor, run.group, seen
+        )
         for metric, measured in run.measured.items()
     ]

@@ -29,13 +29,15 @@ def launch_flags(model: str, hardware: str, backend: str, version: str, row: dic
         if row["quantization"] == "nvfp4":
             return _tuned(row) | _own_limit(row)
         return {"gpu_memory_utilization": 0.95, **_own_limit(row)}
-    if model == "minimax-m2.5" and blackwell:
+    return _minimax(hardware, version, row) if model == "minimax-m2.5" else {}
+
+
+def _minimax(hardware: str, version: str, row: dict[str, Any]) -> dict[str, Any]:
+    if hardware in _BLACKWELL:
         return {"gpu_memory_utilization": 0.95} if version == "0.17.0" else _tuned(row)
-    if model == "minimax-m2.5" and hardware == "h200":
+    if hardware == "h200":
         return {"gpu_memory_utilization": 0.95, "ep": row["tp"]}
-    if model == "minimax-m2.5":
-        return {"max_num_seqs": 256}
-    return {}
+    return {"max_num_seqs": 256}
 
 
 def _own_limit(row: dict[str, Any]) -> dict[str, Any]:

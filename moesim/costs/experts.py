@@ -148,7 +148,10 @@ def deployed_kernel(layout: Layout) -> FusedKernel:
     moe, deployment = layout.model.moe, layout.deployment
     if moe is None or kernel.name != "bf16":
         return kernel
-    shape = (moe.num_experts // deployment.expert_parallel_size, moe.intermediate_size // deployment.moe_tensor_parallel_size)
+    shape = (
+        moe.num_experts // deployment.expert_parallel_size,
+        moe.intermediate_size // deployment.moe_tensor_parallel_size,
+    )
     return replace(kernel, block_rule="tuned") if shape in _TUNED_BF16 else kernel
 
 

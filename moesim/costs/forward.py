@@ -63,10 +63,8 @@ def forward_shapes(run: DiffusionRun, prompt_tokens: int, block_causal: bool) ->
         start = prompt_tokens + block * run.block_len
         visible = start + run.block_len if block_causal else whole
         later = {"none": visible, "prefix": visible - start, "dual": run.block_len}[run.cache]
-        if block_causal:
-            first = visible if run.cache == "none" or block == 0 else 2 * run.block_len
-        else:
-            first = visible
+        cached = block_causal and run.cache != "none" and block > 0
+        first = 2 * run.block_len if cached else visible
         sampled = visible - prompt_tokens if run.cache == "none" else min(later, run.generation_len)
         shapes.append(ForwardShape(first, visible, sampled))
         shapes.extend(ForwardShape(later, visible, sampled) for _ in range(per_block - 1))
@@ -99,9 +97,7 @@ def _experts(layout: Layout, run: DiffusionRun, tokens: FloatArray) -> dict[str,
     if run.expert_execution == "loop":
         kernels = _EAGER_OPS_PER_EXPERT * layout.model.moe.num_experts / layout.deployment.expert_parallel_size
         launch = np.full_like(tokens, kernels * layout.parameters["kernel_s"])
-        cost = OperatorCost(
-            cost.memory_s, cost.compute_s, cost.network_s, launch, cost.hbm_bytes, cost.flops, kernels
-        )
+        cost = OperatorCost(cost.memory_s, cost.compute_s, cost.network_s, launch, cost.hbm_bytes, cost.flops, kernels)
     return {"routed experts": cost.times(layout.model.num_moe_layers)}
 
 

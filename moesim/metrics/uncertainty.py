@@ -22,7 +22,13 @@ _Z90 = 1.6449
 _DRAWS = 16
 _OUTSIDE = 1.4
 """Widening beyond the fitted range of concurrency: left-out sweep ends err as much more than left-out middles."""
-_FAMILY = {"ttft_ms": "ttft", "tpot_ms": "token", "itl_ms": "token", "e2e_ms": "throughput", "output_tokens_per_s": "throughput"}
+_FAMILY = {
+    "ttft_ms": "ttft",
+    "tpot_ms": "token",
+    "itl_ms": "token",
+    "e2e_ms": "throughput",
+    "output_tokens_per_s": "throughput",
+}
 
 
 def interval_90(scenario: Scenario, result: SimulationResult) -> dict[str, tuple[float, float]]:

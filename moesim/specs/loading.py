@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import yaml
 from yaml.composer import ComposerError
+from yaml.error import Mark
 
 from moesim.errors import InputError, nearest
 
@@ -31,10 +32,12 @@ def _parse_yaml(text: str) -> Any:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
+            raise ComposerError(None, None, "aliases (*name) are not allowed", cast("Mark | None", event.start_mark))
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise ComposerError(None, None, f"nesting deeper than {_MAX_DEPTH} levels", event.start_mark)
+            raise ComposerError(
+                None, None, f"nesting deeper than {_MAX_DEPTH} levels", cast("Mark | None", event.start_mark)
+            )
     return yaml.load(text, Loader=_Loader)
 
 

@@ -188,7 +188,8 @@ def _check_attention(attention: Attention, where: str) -> None:
             raise InputError(f"{where}: attention.{name} is {value}, must be at least 1")
     if isinstance(attention, GroupedQueryAttention) and attention.num_heads % attention.num_kv_heads:
         raise InputError(
-            f"{where}: attention.num_heads {attention.num_heads} is no multiple of num_kv_heads {attention.num_kv_heads}"
+            f"{where}: attention.num_heads {attention.num_heads} is no multiple of "
+            f"num_kv_heads {attention.num_kv_heads}"
         )
 
 

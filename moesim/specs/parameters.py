@@ -317,7 +317,9 @@ def at_site(parameters: ParameterSet, site: str | None) -> ParameterSet:
     if not site:
         return parameters
     if site not in parameters.sites:
-        raise InputError(f"site: {site!r} is no site of parameter set {parameters.name}; {nearest(site, parameters.sites)}")
+        raise InputError(
+            f"site: {site!r} is no site of parameter set {parameters.name}; {nearest(site, parameters.sites)}"
+        )
     return msgspec.structs.replace(
         parameters, parameters={**parameters.parameters, **parameters.sites[site]}, site=site
     )
@@ -362,8 +364,9 @@ def list_parameter_sets() -> dict[str, ParameterSet]:
 def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: str = "") -> ParameterSet:
     """The calibrated set for this accelerator and engine, or the vendor's data-sheet prior when there is none.
 
-    An engine without a set of its own takes vLLM's. A set of the asked `version` is preferred, then the one without a version of its own (the reference). Sets of an
-    accelerator are called ACCELERATOR-ENGINE or ACCELERATOR-ENGINE-VERSION, so that only these are read.
+    An engine without a set of its own takes vLLM's. A set of the asked `version` is preferred, then the one without
+    a version of its own (the reference). Sets of an accelerator are called ACCELERATOR-ENGINE or
+    ACCELERATOR-ENGINE-VERSION, so that only these are read.
     """
     folder = config_root() / "parameters"
     names = [path.stem for path in sorted(folder.glob(f"{accelerator.name}-{engine}*.yaml"))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -88,7 +90,7 @@ def test_names_of_experts_do_not_matter(case: Case, seed: int) -> None:
 def test_more_replicas_never_raise_the_bound() -> None:
     loads = np.random.default_rng(1).lognormal(0, 1.5, 32)
     bounds = [lower_bound(loads, slots, 8) for slots in range(32, 257, 8)]
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(bounds, bounds[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(bounds))
 
 
 def test_deepseek_size_within_twenty_seconds_and_never_worse_than_eplb() -> None:
@@ -100,7 +102,7 @@ def test_deepseek_size_within_twenty_seconds_and_never_worse_than_eplb() -> None
     sizes = {"num_slots": 288, "num_ranks": 32, "num_nodes": 4, "num_groups": 8}
     began = time.process_time()
     seen: list[int] = []
-    plan = make_plan(loads, PlacementRequest(**sizes), progress=lambda done, total, what: seen.append(done))  # pyright: ignore[reportArgumentType]
+    plan = make_plan(loads, PlacementRequest(**sizes), progress=lambda done, *_: seen.append(done))  # pyright: ignore[reportArgumentType]
     assert time.process_time() - began < 20
     assert seen == list(range(59))
     for policy in ("eplb_global", "eplb_hierarchical"):
