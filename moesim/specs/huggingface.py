@@ -7,12 +7,12 @@ config leaves out takes the default of the family's configuration class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from moesim.errors import InputError
-from moesim.specs.dtypes import get_dtype
+from moesim.specs.huggingface_config import Config
+from moesim.specs.huggingface_dtypes import dtypes_of
 from moesim.specs.model import (
     Attention,
     Diffusion,
@@ -20,7 +20,6 @@ from moesim.specs.model import (
     MixtureOfExperts,
     Model,
     MultiHeadLatentAttention,
-    WeightDtypes,
     check_model,
 )
 
@@ -41,71 +40,6 @@ UNSUPPORTED: dict[str, str] = {
 """Why a model is refused, by model_type, name and Hugging Face id."""
 
 _MAX_LAYERS = 10_000
-_LARGEST = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class _Config:
-    """A JSON object whose reads are typed and whose errors name the file and the field. Null means absent."""
-
-    values: dict[str, Any]
-    where: str
-    prefix: str = ""
-
-    def integer(self, *names: str, default: int | None = None, low: int = 1, high: int = _LARGEST) -> int:
-        """The whole number under the first of `names` that is present."""
-        name, value = self._first(names)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(name, f"should be a whole number from {low} to {high}")
-        return value
-
-    def flag(self, *names: str, default: bool = False) -> bool:
-        """The true/false under the first of `names` that is present."""
-        name, value = self._first(names)
-        if not isinstance(value, bool | None):
-            raise self.error(name, "should be true or false")
-        return default if value is None else value
-
-    def text(self, *names: str, default: str = "") -> str:
-        """The string under the first of `names` that is present."""
-        name, value = self._first(names)
-        if not isinstance(value, str | None):
-            raise self.error(name, "should be a string")
-        return value or default
-
-    def list_of(self, name: str, kind: type[Any]) -> list[Any]:
-        """A list whose items are all of `kind`; empty when absent."""
-        value = self.values.get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or any(type(item) is not kind for item in cast("list[Any]", value)):
-            raise self.error(name, f"should be a list of {kind.__name__}")
-        return cast("list[Any]", value)
-
-    def section(self, name: str) -> _Config:
-        """The object under `name`."""
-        value = self.values.get(name)
-        if not isinstance(value, dict):
-            raise self.error(name, "should be an object")
-        return _Config(cast("dict[str, Any]", value), self.where, f"{self.prefix}{name}.")
-
-    def has(self, name: str) -> bool:
-        """True when `name` is present and not null."""
-        return self.values.get(name) is not None
-
-    def error(self, name: str, should: str) -> InputError:
-        """The error for field `name`."""
-        key = name.split(" ", maxsplit=1)[0]
-        state = f"is {self.values[key]!r:.60}" if self.has(key) else "is missing"
-        return InputError(f"{self.where}: {self.prefix}{name} {state}; it {should}")
-
-    def _first(self, names: tuple[str, ...]) -> tuple[str, Any]:
-        for name in names:
-            if self.has(name):
-                return name, self.values[name]
-        return names[0] + "".join(f" (or {name})" for name in names[1:]), None
 
 
 def model_from_huggingface(config: dict[str, Any], where: str) -> Model:
@@ -116,32 +50,32 @@ def model_from_huggingface(config: dict[str, Any], where: str) -> Model:
     Raises:
         InputError: an unknown or unsupported family, or a field that is missing, mistyped or impossible.
     """
-    document = _unwrapped(_Config(config, where))
+    document = _unwrapped(Config(config, where))
     family = _family(document)
     fields = _shared_fields(document) | _FAMILIES[family](document)
     fields.setdefault("num_dense_layers", fields["num_layers"] - fields.get("num_moe_layers", 0))
-    origin = _Config(config, where).text("_name_or_path", "name_or_path")
+    origin = Config(config, where).text("_name_or_path", "name_or_path")
     model = Model(
         name=_name(origin, where) or family,
         huggingface_id=origin if origin.count("/") == 1 and origin[0] not in "./" else "",
-        dtypes=_dtypes(document),
+        dtypes=dtypes_of(document),
         sources=dict.fromkeys((*fields, "dtypes"), where),
         **fields,
     )
     return check_model(model, where)
 
 
-def _unwrapped(config: _Config) -> _Config:
+def _unwrapped(config: Config) -> Config:
     if not config.has("text_config"):
         return config
-    return _Config(config.values | config.section("text_config").values, config.where)
+    return Config(config.values | config.section("text_config").values, config.where)
 
 
 def _name(origin: str, where: str) -> str:
     return (Path(origin).name or Path(where).parent.name).lower()
 
 
-def _family(config: _Config) -> str:
+def _family(config: Config) -> str:
     model_type = config.text("model_type")
     if model_type in UNSUPPORTED:
         raise InputError(f"{config.where}: model_type {model_type!r} is not supported: {UNSUPPORTED[model_type]}")
@@ -155,7 +89,7 @@ def _family(config: _Config) -> str:
     return "llada_moe" if model_type == "llada" and config.has("num_experts") else model_type
 
 
-def _shared_fields(config: _Config) -> dict[str, Any]:
+def _shared_fields(config: Config) -> dict[str, Any]:
     return {
         "hidden_size": config.integer("hidden_size", "d_model"),
         "num_layers": config.integer("num_hidden_layers", "n_layers", high=_MAX_LAYERS),
@@ -167,11 +101,11 @@ def _shared_fields(config: _Config) -> dict[str, Any]:
     }
 
 
-def _layers(config: _Config) -> int:
+def _layers(config: Config) -> int:
     return config.integer("num_hidden_layers", "n_layers", high=_MAX_LAYERS)
 
 
-def _grouped(config: _Config, kv_heads: int | None = None, windowed: int = 0, **more: Any) -> dict[str, Any]:
+def _grouped(config: Config, kv_heads: int | None = None, windowed: int = 0, **more: Any) -> dict[str, Any]:
     """Grouped-query attention; `windowed` layers slide when the config gives a window but no layer_types."""
     heads = config.integer("num_attention_heads", "n_heads")
     width = config.integer("hidden_size", "d_model")
@@ -191,7 +125,7 @@ def _grouped(config: _Config, kv_heads: int | None = None, windowed: int = 0, **
     return {"attention": attention}
 
 
-def _experts(config: _Config, width: str, layers: int | None = None, **more: Any) -> dict[str, Any]:
+def _experts(config: Config, width: str, layers: int | None = None, **more: Any) -> dict[str, Any]:
     """Routed experts of the width in field `width`, in all layers unless `layers` is given."""
     moe = MixtureOfExperts(
         num_experts=config.integer("num_experts", "num_local_experts", "n_routed_experts"),
@@ -202,52 +136,52 @@ def _experts(config: _Config, width: str, layers: int | None = None, **more: Any
     return {"moe": moe, "num_moe_layers": _layers(config) if layers is None else layers}
 
 
-def _dense_width(config: _Config, name: str, moe_layers: int = 0) -> dict[str, int]:
+def _dense_width(config: Config, name: str, moe_layers: int = 0) -> dict[str, int]:
     return {"dense_intermediate_size": config.integer(name)} if _layers(config) > moe_layers else {}
 
 
-def _biased(config: _Config, default: bool = False) -> dict[str, bool]:
+def _biased(config: Config, default: bool = False) -> dict[str, bool]:
     biased = config.flag("attention_bias", default=default)
     return {"qkv_bias": biased, "output_bias": biased}
 
 
-def _qwen_windowed(config: _Config) -> int:
+def _qwen_windowed(config: Config) -> int:
     layers = _layers(config)
     full = config.integer("max_window_layers", default=layers, low=0)
     return max(layers - full, 0) if config.flag("use_sliding_window") else 0
 
 
-def _llama(config: _Config) -> dict[str, Any]:
+def _llama(config: Config) -> dict[str, Any]:
     return _grouped(config, **_biased(config)) | _dense_width(config, "intermediate_size")
 
 
-def _mistral(config: _Config) -> dict[str, Any]:
+def _mistral(config: Config) -> dict[str, Any]:
     return _grouped(config, windowed=_layers(config)) | _dense_width(config, "intermediate_size")
 
 
-def _qwen2(config: _Config) -> dict[str, Any]:
+def _qwen2(config: Config) -> dict[str, Any]:
     return _grouped(config, windowed=_qwen_windowed(config), qkv_bias=True) | _dense_width(config, "intermediate_size")
 
 
-def _qwen3(config: _Config) -> dict[str, Any]:
+def _qwen3(config: Config) -> dict[str, Any]:
     attention = _grouped(config, windowed=_qwen_windowed(config), qk_norm="per_head", **_biased(config))
     return attention | _dense_width(config, "intermediate_size")
 
 
-def _mixtral(config: _Config) -> dict[str, Any]:
+def _mixtral(config: Config) -> dict[str, Any]:
     return _grouped(config, windowed=_layers(config)) | _experts(config, "intermediate_size")
 
 
-def _olmoe(config: _Config) -> dict[str, Any]:
+def _olmoe(config: Config) -> dict[str, Any]:
     return _grouped(config, qk_norm="full", **_biased(config)) | _experts(config, "intermediate_size")
 
 
-def _qwen_sparse_layers(config: _Config) -> int:
+def _qwen_sparse_layers(config: Config) -> int:
     step, dense = config.integer("decoder_sparse_step", default=1), set(config.list_of("mlp_only_layers", int))
     return sum((layer + 1) % step == 0 and layer not in dense for layer in range(_layers(config)))
 
 
-def _qwen2_moe(config: _Config) -> dict[str, Any]:
+def _qwen2_moe(config: Config) -> dict[str, Any]:
     sparse = _qwen_sparse_layers(config)
     shared = config.integer("shared_expert_intermediate_size")
     attention = _grouped(config, windowed=_qwen_windowed(config), qkv_bias=config.flag("qkv_bias", default=True))
@@ -257,14 +191,14 @@ def _qwen2_moe(config: _Config) -> dict[str, Any]:
     return attention | experts | _dense_width(config, "intermediate_size", sparse)
 
 
-def _qwen3_moe(config: _Config) -> dict[str, Any]:
+def _qwen3_moe(config: Config) -> dict[str, Any]:
     sparse = _qwen_sparse_layers(config)
     attention = _grouped(config, windowed=_qwen_windowed(config), qk_norm="per_head", **_biased(config))
     experts = _experts(config, "moe_intermediate_size", sparse)
     return attention | experts | _dense_width(config, "intermediate_size", sparse)
 
 
-def _dbrx(config: _Config) -> dict[str, Any]:
+def _dbrx(config: Config) -> dict[str, Any]:
     attention, ffn = config.section("attn_config"), config.section("ffn_config")
     moe = MixtureOfExperts(
         num_experts=ffn.integer("moe_num_experts"),
@@ -275,13 +209,13 @@ def _dbrx(config: _Config) -> dict[str, Any]:
     return grouped | {"moe": moe, "num_moe_layers": _layers(config)}
 
 
-def _gpt_oss(config: _Config) -> dict[str, Any]:
+def _gpt_oss(config: Config) -> dict[str, Any]:
     windowed = (_layers(config) + 1) // 2
     attention = _grouped(config, windowed=windowed, sinks=True, **_biased(config, default=True))
     return attention | _experts(config, "intermediate_size", router_bias=True, expert_bias=True)
 
 
-def _minimax_m2(config: _Config) -> dict[str, Any]:
+def _minimax_m2(config: Config) -> dict[str, Any]:
     attention = _grouped(config, qk_norm="full" if config.flag("use_qk_norm", default=True) else "none")
     return attention | _experts(
         config,
@@ -291,7 +225,7 @@ def _minimax_m2(config: _Config) -> dict[str, Any]:
     )
 
 
-def _sparse_layers(config: _Config) -> int:
+def _sparse_layers(config: Config) -> int:
     """MoE layers after the first dense ones; `moe_layer_freq` is a stride or one 0/1 per layer."""
     layers, first = _layers(config), config.integer("first_k_dense_replace", default=0, low=0)
     if isinstance(config.values.get("moe_layer_freq"), list):
@@ -303,14 +237,14 @@ def _sparse_layers(config: _Config) -> int:
     return sum(layer % stride == 0 for layer in range(first, layers))
 
 
-def _grouped_choice(config: _Config, groups: str, kept: str) -> dict[str, int]:
+def _grouped_choice(config: Config, groups: str, kept: str) -> dict[str, int]:
     return {
         "expert_groups": config.integer(groups, default=1),
         "expert_groups_kept": config.integer(kept, default=1),
     }
 
 
-def _latent(config: _Config) -> Attention:
+def _latent(config: Config) -> Attention:
     return MultiHeadLatentAttention(
         num_heads=config.integer("num_attention_heads"),
         q_lora_rank=config.integer("q_lora_rank"),
@@ -321,7 +255,7 @@ def _latent(config: _Config) -> Attention:
     )
 
 
-def _deepseek_v3(config: _Config) -> dict[str, Any]:
+def _deepseek_v3(config: Config) -> dict[str, Any]:
     sparse = _sparse_layers(config)
     shared = config.integer("n_shared_experts", default=0, low=0) * config.integer("moe_intermediate_size")
     experts = _experts(
@@ -343,7 +277,7 @@ def _diffusion(block_len: int, generation_len: int, block_causal: bool = False) 
     return {"decoding": "masked_diffusion", "diffusion": defaults}
 
 
-def _llada(config: _Config) -> dict[str, Any]:
+def _llada(config: Config) -> dict[str, Any]:
     biased = config.flag("include_bias")
     attention = _grouped(
         config,
@@ -354,7 +288,7 @@ def _llada(config: _Config) -> dict[str, Any]:
     return attention | _dense_width(config, "mlp_hidden_size") | _diffusion(128, 128)
 
 
-def _llada_moe(config: _Config) -> dict[str, Any]:
+def _llada_moe(config: Config) -> dict[str, Any]:
     sparse = _sparse_layers(config)
     norm = "per_head" if config.flag("qk_layernorm", default=True) else "none"
     attention = _grouped(config, qk_norm=norm, **_biased(config))
@@ -369,7 +303,7 @@ def _llada_moe(config: _Config) -> dict[str, Any]:
     return attention | experts | _dense_width(config, "dense_intermediate_size", sparse) | _diffusion(32, 128)
 
 
-def _llada2_moe(config: _Config) -> dict[str, Any]:
+def _llada2_moe(config: Config) -> dict[str, Any]:
     sparse = _sparse_layers(config)
     norm = "per_head" if config.flag("use_qk_norm", default=True) else "none"
     attention = _grouped(
@@ -387,7 +321,7 @@ def _llada2_moe(config: _Config) -> dict[str, Any]:
     return attention | experts | _dense_width(config, "intermediate_size", sparse) | _diffusion(32, 512, True)
 
 
-_FAMILIES: dict[str, Callable[[_Config], dict[str, Any]]] = {
+_FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "dbrx": _dbrx,
     "deepseek_v3": _deepseek_v3,
     "gpt_oss": _gpt_oss,
@@ -424,40 +358,3 @@ _ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
-
-
-def _dtypes(config: _Config) -> WeightDtypes:
-    """Number formats of the checkpoint: torch_dtype, with quantization_config on top."""
-    plain = get_dtype(config.text("torch_dtype", "dtype", default="bfloat16"), f"{config.where}: torch_dtype").name
-    if not config.has("quantization_config"):
-        return WeightDtypes(attention=plain, experts=plain, dense=plain, embedding=plain)
-    quantization = config.section("quantization_config")
-    method = quantization.text("quant_method")
-    if method == "fp8":
-        packed = "fp8_block" if quantization.list_of("weight_block_size", int) else "fp8"
-        return WeightDtypes(attention=packed, experts=packed, dense=packed, embedding=plain)
-    if method == "mxfp4":
-        return WeightDtypes(attention=plain, experts="mxfp4", dense=plain, embedding=plain)
-    if method == "compressed-tensors":
-        return _compressed_tensors(quantization, plain)
-    raise quantization.error("quant_method", "should be fp8, mxfp4 or compressed-tensors")
-
-
-def _compressed_tensors(quantization: _Config, plain: str) -> WeightDtypes:
-    """Formats of the compressed-tensors library; modules named under `ignore` stay as they are."""
-    groups = quantization.section("config_groups")
-    weights = groups.section(next(iter(groups.values), "group_0")).section("weights")
-    formats = {
-        (4, "int"): "int4",
-        (8, "float"): "fp8_block" if weights.text("strategy") == "block" else "fp8",
-    }
-    packed = formats.get((weights.integer("num_bits"), weights.text("type")))
-    if packed is None:
-        raise weights.error("num_bits", "should be 4 (type int) or 8 (type float)")
-    ignored = " ".join(quantization.list_of("ignore", str))
-    return WeightDtypes(
-        attention=plain if "attn" in ignored else packed,
-        experts=packed,
-        dense=plain if "shared_expert" in ignored or "mlp" in ignored else packed,
-        embedding=plain,
-    )
