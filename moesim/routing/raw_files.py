@@ -104,6 +104,7 @@ def _llada_records(document: dict[str, Any], path: Path) -> Array:
 
 
 def _read_numpy(path: Path) -> dict[str, Array]:
+    """One array, arrays by known name, or `numpy.savez(path, *arrays)` of the routed experts of each request."""
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -112,6 +113,8 @@ def _read_numpy(path: Path) -> dict[str, Array]:
         known = [name for name in names if name in (*COUNT_KEYS, *CHOICE_KEYS)]
         if not known and len(names) == 1:
             return {_UNNAMED: loaded[names[0]]}
+        if not known and names and all(name.startswith("arr_") for name in names):
+            return {CHOICE_KEYS[0]: np.concatenate([np.asarray(loaded[name]) for name in names])}
         arrays = {name: np.asarray(loaded[name]) for name in known}
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise InputError(f"routing: {path} is not a readable array (pickles are refused): {error}") from None

@@ -85,6 +85,15 @@ def test_choices_give_counts_and_drop_dense_layers(tmp_path: Path) -> None:
     assert read_profile(tmp_path / "clean.npz", 16).digest() == profile.digest()
 
 
+def test_requests_saved_one_by_one_are_joined(tmp_path: Path) -> None:
+    """numpy.savez(path, *[output.routed_experts for output in outputs]), with prompts of different lengths."""
+    chosen = np.argsort(np.random.default_rng(1).random((400, 3, 16)), axis=2)[:, :, :4]
+    np.savez(tmp_path / "requests.npz", *np.split(chosen, [100, 130, 333]))
+    np.savez(tmp_path / "whole.npz", routed_experts=chosen)
+    digests = {read_profile(tmp_path / name, 16).digest() for name in ("requests.npz", "whole.npz")}
+    assert len(digests) == 1
+
+
 def test_layers_without_experts_of_a_dump_are_left_out(tmp_path: Path) -> None:
     counts = COUNTS.copy()
     counts[:, 0] = 0
