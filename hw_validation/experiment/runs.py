@@ -135,7 +135,9 @@ def _unmeasurable(scenario: Scenario, request: Request, measurement: Measurement
     offline = deployment.frontend == "offline"
     ranks = deployment.tensor_parallel_size * deployment.data_parallel_size
     reasons = {
-        f"engine {request.engine}: the runner starts vLLM": request.engine != "vllm",
+        f"engine {request.engine}: the runner starts vLLM, or its own loop for masked diffusion": (
+            request.engine not in (None, "vllm" if autoregressive else "llada")
+        ),
         f"quantization {deployment.quantization}: only a checkpoint can have it; vLLM makes fp8 by itself": (
             deployment.quantization not in ("none", "fp8")
         ),
