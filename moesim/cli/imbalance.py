@@ -87,17 +87,20 @@ def imbalance(
     cost = _cost(profile, words, map, batch)
     _write(profile, loads, cost, plot, save_profile)
     if csv:
-        write_csv(
-            csv,
-            [
-                {**row, "hot_experts": len(row["hot_experts"]), "cold_experts": len(row["cold_experts"])}
-                for row in report.layers
-            ],
-        )
+        write_csv(csv, [_flat(row) for row in report.layers])
     elif as_json:
         print_json({**report.to_dict(), "cost": cost})
     else:
         _show(report.to_dict(), cost)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A layer as one CSV row: counts of hot and cold experts, and a column for each expert's load."""
+    plain = {name: value for name, value in row.items() if name != "expert_loads"}
+    low, high = plain.pop("gini_interval_90")
+    numbers = {"hot_experts": len(row["hot_experts"]), "cold_experts": len(row["cold_experts"])}
+    loads = {f"expert_{expert}": value for expert, value in enumerate(row["expert_loads"])}
+    return {**plain, "gini_low_90": low, "gini_high_90": high, **numbers, **loads}
 
 
 def _read(counts: str, model: str, keep_warmup: bool) -> tuple[RoutingProfile, int | None]:

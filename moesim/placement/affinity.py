@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +22,10 @@ def cluster_affine(
     physical: IntArray,
     num_ranks: int,
     num_nodes: int,
-    coactivation: FloatArray | None,
+    coactivation: FloatArray,
     slack: float,
     node_weight: float = _NODE_WEIGHT,
+    ends_s: float = float("inf"),
 ) -> IntArray:
     """Swap replicas so that co-activated experts meet, while the fullest rank stays within `slack` of the start.
 
@@ -31,11 +34,11 @@ def cluster_affine(
 
     Args:
         physical: [slots], the balanced plan to start from.
-        coactivation: [experts, experts] tokens that chose both; None: in proportion to the product of loads.
+        coactivation: [experts, experts] tokens that chose both.
         node_weight: worth of a pair on one node when the cluster has several nodes (a pair on one rank: 1 more).
+        ends_s: time on the clock (perf_counter) at which the search ends with what it has.
     """
-    pairs = np.outer(loads, loads) / max(float(loads.sum()), 1.0) if coactivation is None else coactivation
-    pairs = pairs * (1 - np.eye(len(loads)))
+    pairs = coactivation * (1 - np.eye(len(loads)))
     width = len(physical) // num_ranks
     rank_of = np.repeat(np.arange(num_ranks), width)
     node_of = np.arange(num_ranks) // (num_ranks // num_nodes)
@@ -43,7 +46,7 @@ def cluster_affine(
     cap = float(rank_loads_of(loads, physical, num_ranks).max()) * (1 + slack)
     plan = physical.copy()
     for _ in range(_MOST_SWAPS):
-        swap = _best_swap(loads, plan, rank_of, pairs, value, cap)
+        swap = _best_swap(loads, plan, rank_of, pairs, value, cap) if time.perf_counter() < ends_s else None
         if swap is None:
             break
         first, second = swap

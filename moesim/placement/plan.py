@@ -123,7 +123,7 @@ def make_plan(
 
     Args:
         coactivation: [layers, experts, experts], how often two experts served the same token (for affinity; without
-            it experts are taken as independent).
+            it experts are independent, and where they live changes no traffic: the balanced plan is kept).
         progress: called with (done, total, what) before each layer.
 
     Raises:
@@ -148,7 +148,9 @@ def make_plan(
 
 def _notes(request: PlacementRequest, coactivation: FloatArray | None) -> tuple[str, ...]:
     if request.algorithm == "affinity" and coactivation is None:
-        return ("affinity: the file holds no choices of single tokens; experts are taken as independent",)
+        return (
+            "affinity: the file holds no choices of single tokens, so experts are taken as independent: balanced plan",
+        )
     return ()
 
 
@@ -166,8 +168,9 @@ def _plan_layer(
     bound = lower_bound(loads, request.num_slots, ranks)
     if request.algorithm in ("optimal", "auto", "affinity"):
         plan = balanced(loads, request, bound, time.perf_counter() + limit_s, rng)
-        if request.algorithm == "affinity":
-            plan = cluster_affine(loads, plan, ranks, request.num_nodes, coactivation, request.slack)
+        if request.algorithm == "affinity" and coactivation is not None:
+            ends_s = time.perf_counter() + max(limit_s, 0.05)
+            plan = cluster_affine(loads, plan, ranks, request.num_nodes, coactivation, request.slack, ends_s=ends_s)
         if request.algorithm == "optimal":
             best = solve_exact(loads, plan, ranks, bound, limit_s)
             plan, bound = best.physical, best.bound

@@ -86,6 +86,7 @@ def _layer_row(
         "max_over_mean": float(max_over_mean(loads)),
         "jain": float(jain_index(loads)),
         "entropy_bits": float(entropy_bits(loads)),
+        "expert_loads": [float(value) for value in loads],
         "hot_experts": hot_experts(loads),
         "cold_experts": cold_experts(loads),
     }
