@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from moesim.errors import InputError
 
-_POLL_S = 0.5
+_POLL_S = 0.1
 _TAIL_LINES = 5
 _STOP_S = 20.0
 

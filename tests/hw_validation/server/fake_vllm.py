@@ -1,7 +1,8 @@
 """A stand-in for the command `vllm`: `serve` answers what a server is asked, `bench serve` writes a result.
 
-Variables: FAKE_FACTS (JSON merged over the configuration that is told), FAKE_BENCH_S (seconds a run takes),
-FAKE_DIR (folder for the pids of the server's group and a list of calls).
+Variables: FAKE_FACTS (JSON merged over the configuration that is told), FAKE_HOLD (measured runs that end at once;
+the next ones note "held" and wait for the file `release`, or for their parent's end), FAKE_DIR (folder for the pids
+of the server's group and a list of calls).
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 WORDS = sys.argv[1:]
+if WORDS[0] == "serve":  # `bench` starts often and needs no http
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+else:
+    BaseHTTPRequestHandler = ThreadingHTTPServer = object
 FOLDER = Path(os.environ["FAKE_DIR"])
 
 
@@ -65,7 +69,7 @@ def config() -> dict[str, dict[str, object]]:
 
 
 class Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         path = self.path.partition("?")[0]
         if path == "/server_info" and os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
             self.send_error(404)
@@ -88,7 +92,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         note("post " + self.path)
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(200)
@@ -113,10 +117,22 @@ def serve() -> None:
     ThreadingHTTPServer(("127.0.0.1", int(flag("--port"))), Answers).serve_forever()
 
 
+def hold() -> None:
+    """Wait when this is one measured run more than FAKE_HOLD."""
+    begun = sum("--save-detailed" in call for call in (FOLDER / "calls.txt").read_text().splitlines())
+    if begun <= int(os.environ.get("FAKE_HOLD", "1000")):
+        return
+    note("held")
+    parent = os.getppid()
+    while os.getppid() == parent and not (FOLDER / "release").exists():
+        time.sleep(0.02)
+
+
 def bench() -> None:
     note("bench " + " ".join(WORDS))
     measured = "--save-detailed" in WORDS
-    time.sleep(float(os.environ.get("FAKE_BENCH_S", "0")) if measured else 0)
+    if measured:
+        hold()
     count, tokens = int(flag("--num-prompts")), int(flag("--random-output-len"))
     prompt = int(flag("--random-input-len")) + int(flag("--random-prefix-len", "0"))
     result = {

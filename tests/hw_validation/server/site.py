@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from hw_validation.command.main import main
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 ROOT = Path(__file__).parents[3]
@@ -60,19 +67,32 @@ class Site:
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"PATH": path, "FAKE_DIR": str(self.folder), "PYTHONPATH": str(ROOT)} | self.variables
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def arguments(self, *words: str) -> list[str]:
         path = self.folder / "tiny.json"
         path.write_text(json.dumps(self.experiment))
         folders = ["--models-dir", str(self.folder / "models"), "--work-dir", str(self.folder / "work")]
-        command = [sys.executable, "-m", "hw_validation", "run", str(path), "--out", str(self.log), *folders, *words]
+        return ["run", str(path), "--out", str(self.log), *folders, *words]
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of the command, called in this process (its servers are processes all the same)."""
+        output = io.StringIO()
+        with (
+            patch.dict(os.environ, self.environment),
+            patch.object(sys, "argv", ["moesim-hw", *self.arguments(*words)]),
+            chdir(self.folder),
+            redirect_stdout(output),
+            redirect_stderr(output),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        return int(ended.value.code or 0), output.getvalue()
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """The command as a process, for tests that stop it."""
+        command = [sys.executable, "-m", "hw_validation", *self.arguments(*words)]
         return subprocess.Popen(
             command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-
-    def run(self, *words: str) -> tuple[int, str]:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out + err
 
     def records(self) -> list[dict[str, Any]]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
@@ -81,6 +101,10 @@ class Site:
     def calls(self, what: str) -> list[str]:
         path = self.folder / "calls.txt"
         return [line for line in path.read_text().splitlines() if line.startswith(what)] if path.exists() else []
+
+    def release(self) -> None:
+        """Let a held benchmark end."""
+        (self.folder / "release").touch()
 
     def pids(self) -> list[int]:
         path = self.folder / "pids.txt"
