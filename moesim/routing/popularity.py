@@ -35,7 +35,9 @@ def popularity(routing: Routing, moe: MixtureOfExperts, num_layers: int, rng: np
         return draws / draws.sum(axis=1, keepdims=True)
     if routing.kind == "power_law":
         return _power_law(routing.strength, num_layers, num_experts, rng)
-    ranked = _ranked_popularity(routing, moe)
+    if routing.kind == "identical":
+        return np.stack([_identical(moe, rng) for _ in range(num_layers)])
+    ranked = _ranked_popularity(routing, num_experts)
     return np.stack([rng.permutation(ranked) for _ in range(num_layers)])
 
 
@@ -55,11 +57,17 @@ def _power_law(alpha: float, num_layers: int, num_experts: int, rng: np.random.G
     return draws / draws.sum(axis=1, keepdims=True)
 
 
-def _ranked_popularity(routing: Routing, moe: MixtureOfExperts) -> FloatArray:
+def _identical(moe: MixtureOfExperts, rng: np.random.Generator) -> FloatArray:
+    """One choice of `top_k` experts that a token can make, inside the groups that it keeps [experts]."""
+    members = np.arange(moe.num_experts).reshape(moe.expert_groups, -1)
+    reachable = members[rng.permutation(moe.expert_groups)[: moe.expert_groups_kept]].ravel()
+    row = np.zeros(moe.num_experts)
+    row[rng.permutation(reachable)[: moe.top_k]] = 1.0 / moe.top_k
+    return row
+
+
+def _ranked_popularity(routing: Routing, num_experts: int) -> FloatArray:
     """Popularity from the hottest expert to the coldest."""
-    num_experts = moe.num_experts
-    if routing.kind == "identical":
-        return np.repeat([1.0 / moe.top_k, 0.0], [moe.top_k, num_experts - moe.top_k])
     if routing.kind == "zipf":
         weights = 1.0 / np.arange(1, num_experts + 1) ** routing.strength
         return weights / weights.sum()
