@@ -109,7 +109,7 @@ def fit(
 
     def residuals(point: FloatArray) -> FloatArray:
         data = standardised(point)
-        return np.concatenate([_pseudo_huber(data) if robust else data, (point - prior) / prior_sd])
+        return np.concatenate([pseudo_huber(data) if robust else data, (point - prior) / prior_sd])
 
     def slopes(point: FloatArray) -> FloatArray:
         data = standardised(point)
@@ -150,7 +150,7 @@ def _logarithms(values: FloatArray, what: str) -> FloatArray:
     return np.log(values)
 
 
-def _pseudo_huber(standardised: FloatArray) -> FloatArray:
+def pseudo_huber(standardised: FloatArray) -> FloatArray:
     """Signed square root of the pseudo-Huber loss with corner at 2 standard deviations."""
     corner = 2.0
     loss = 2 * corner**2 * (np.sqrt(1 + (standardised / corner) ** 2) - 1)
@@ -158,7 +158,7 @@ def _pseudo_huber(standardised: FloatArray) -> FloatArray:
 
 
 def _pseudo_huber_slope(standardised: FloatArray) -> FloatArray:
-    root = np.abs(_pseudo_huber(standardised))
+    root = np.abs(pseudo_huber(standardised))
     slope = np.abs(standardised) / np.sqrt(1 + (standardised / 2.0) ** 2)
     return np.divide(slope, root, out=np.ones_like(root), where=root > 1e-12)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.concurrently import answers_of
-from calibration.fitting import FitResult, FreeParameter, fit
+from calibration.fitting import FitResult, FreeParameter, fit, pseudo_huber
 from calibration.metrics import METRICS
 from calibration.rejection import reason_to_reject
 from calibration.runs import MeasuredRun, StepPoint
@@ -182,13 +182,13 @@ def fit_runs(
     *,
     start: ParameterSet | None = None,
     jobs: int = -1,
-    max_rounds: int = 5,
+    max_rounds: int = 10,
     progress: Progress | None = None,
 ) -> RunFit:
     """Move the constants of `columns` until simulated runs agree with the measured ones.
 
-    Each round simulates every run once and solves the linearised problem within a factor of three of where it
-    stands. Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
+    Each round simulates every run once and solves the linearised problem within reach of the best point so far;
+    a round that made the agreement worse shortens the reach, and the answer is a point that was simulated. Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
     `start`: constants to begin from, where better ones than the priors are known.
 
     Raises:
@@ -196,16 +196,31 @@ def fit_runs(
     """
     current = start or base
     free = [_prior(base, column, prior_log_sd) for column in columns]
-    for number in range(max_rounds):
+    best, least, reach = None, math.inf, _LARGEST_MOVE
+    for _ in range(max_rounds):
         at = np.log([value_of(current, column) for column in columns])
         logs, slopes = linearise(observations, current, columns, jobs, progress)
         linear = _finite(Linearisation(observations, tuple(columns), logs, slopes, at))
-        result = solve(linear, free)
+        cost = _cost(linear, free)
+        reach = min(2 * reach, _LARGEST_MOVE) if cost < least else reach / 4
+        if best is None or cost < least:
+            best, least = linear, cost
+        result = solve(best, free, reach=reach)
+        moved = np.log([item.value for item in result.estimates]) - best.at
+        if np.abs(moved).max() < _CONVERGED:
+            break
         current = apply_estimates(current, columns, result)
-        moved = np.log([item.value for item in result.estimates]) - at
-        if np.abs(moved).max() < _CONVERGED or number == max_rounds - 1:
-            return RunFit(current, result, linear)
-    raise AssertionError("max_rounds must be positive")
+    if best is None:
+        raise AssertionError("max_rounds must be positive")
+    final = solve(best, free, reach=_CONVERGED)
+    return RunFit(apply_estimates(current, columns, final), final, best)
+
+
+def _cost(linear: Linearisation, free: Sequence[FreeParameter]) -> float:
+    """What a fit minimises, at the point where `linear` stands."""
+    prior = [(point - math.log(item.prior)) / item.log_sd for point, item in zip(linear.at, free, strict=True)]
+    errors = (linear.logs - np.log(linear.observations.measured)) / linear.observations.noise
+    return float(np.square(pseudo_huber(errors)).sum() + np.square(prior).sum())
 
 
 def _finite(linear: Linearisation) -> Linearisation:
@@ -216,12 +231,17 @@ def _finite(linear: Linearisation) -> Linearisation:
     return Linearisation(kept, linear.columns, linear.logs[usable], linear.slopes[usable], linear.at)
 
 
-def solve(linear: Linearisation, free: Sequence[FreeParameter], keep: NDArray[np.bool_] | None = None) -> FitResult:
-    """The linear problem's optimum, on the rows that `keep` [data] names (all)."""
+def solve(
+    linear: Linearisation,
+    free: Sequence[FreeParameter],
+    keep: NDArray[np.bool_] | None = None,
+    reach: float = _LARGEST_MOVE,
+) -> FitResult:
+    """The linear problem's optimum on the rows that `keep` [data] names (all), at most `reach` from where it stands."""
     rows = np.ones(len(linear.logs), dtype=bool) if keep is None else keep
     slopes = linear.slopes[rows]
     return fit(
-        [_within(prior, float(np.exp(point))) for prior, point in zip(free, linear.at, strict=True)],
+        [_within(prior, float(np.exp(point)), reach) for prior, point in zip(free, linear.at, strict=True)],
         _linear(linear.logs[rows], slopes, linear.at, linear.columns),
         linear.observations.measured[rows],
         linear.observations.noise[rows],
@@ -236,8 +256,8 @@ def _prior(base: ParameterSet, column: Column, prior_log_sd: Mapping[str, float]
     return FreeParameter(column.key, value, deviation)
 
 
-def _within(prior: FreeParameter, at: float) -> FreeParameter:
-    factor = math.exp(_LARGEST_MOVE)
+def _within(prior: FreeParameter, at: float, reach: float) -> FreeParameter:
+    factor = math.exp(reach)
     return FreeParameter(prior.name, prior.prior, prior.log_sd, low=at / factor, high=at * factor)
 
 
@@ -264,7 +284,7 @@ def apply_estimates(parameters: ParameterSet, columns: Iterable[Column], result:
     sites = {name: dict(constants) for name, constants in parameters.sites.items()}
     for column, estimate in zip(columns, result.estimates, strict=True):
         known = general[column.name]
-        status = "at_bound" if estimate.at_bound else "prior_only" if estimate.prior_only else "fitted"
+        status = "prior_only" if estimate.prior_only else "fitted"
         moved = msgspec.structs.replace(known, value=estimate.value, log_sd=estimate.log_sd, status=status)
         target: dict[str, Parameter] = sites.setdefault(column.site, {}) if column.site else general
         target[column.name] = moved

@@ -16,6 +16,7 @@ from calibration.errors_left_out import (
     row_folds,
     unit_of,
 )
+from calibration.fitting import pseudo_huber
 from calibration.folds import SetFolds, fitted_rows, read_folds, write_folds
 from calibration.run_fit import Column, apply_estimates, fit_runs, observe, solve
 from calibration.validation import predict_run
@@ -66,8 +67,10 @@ def with_measured(linear, measured):
 
 
 def test_errors_left_out_are_larger_than_fitted_ones(fitted):
-    errors = left_out_errors(fitted.linear, free_of(fitted), "model")
-    assert np.mean(errors**2) > np.mean(fitted.result.log_errors**2)
+    linear, free = fitted.linear, free_of(fitted)
+    noise = linear.observations.noise
+    left_out, seen = left_out_errors(linear, free, "model"), solve(linear, free).log_errors
+    assert np.square(pseudo_huber(left_out / noise)).sum() > np.square(pseudo_huber(seen / noise)).sum()
 
 
 def test_a_single_unit_cannot_be_left_out(fitted):
