@@ -23,6 +23,9 @@ def validate(
         str | None, typer.Option(help="Folder of folds: predict each row with the constants that did not see it.")
     ] = None,
     parameters: Annotated[str | None, typer.Option(help="Parameter set (name or YAML) for all rows.")] = None,
+    residuals: Annotated[
+        str | None, typer.Option(help="Residual models (JSON of moesim residuals) that correct predictions.")
+    ] = None,
     jobs: Jobs = -1,
     as_json: AsJson = False,
     csv: CsvFile = None,
@@ -34,13 +37,15 @@ def validate(
     """
     from calibration.folds import read_folds
     from calibration.parameter_choice import named_parameters
+    from calibration.residuals import read_residuals
     from calibration.validation import validate_files
     from moesim.cli.output import progress
 
     folds = read_folds(Path(out_of_fold)) if out_of_fold else None
     chosen = named_parameters(parameters) if parameters else None
+    learned = read_residuals(Path(residuals)) if residuals else None
     with progress("predicting") as update:
-        table = validate_files([Path(name) for name in files], jobs, update, folds, chosen)
+        table = validate_files([Path(name) for name in files], jobs, update, folds, chosen, learned)
     _show_validation(table, as_json, csv)
 
 
@@ -56,6 +61,9 @@ def _show_validation(table: ValidationTable, as_json: bool, csv: str | None) -> 
     elif csv != "-":
         rows = [_percent(asdict(line)) for line in table.summary]
         print_table(f"Errors with {', '.join(table.parameter_sets)}", rows, "Shares of the measured value.")
+        for item in table.corrections:
+            gain = f"{item.physics:.1%} without, {item.corrected:.1%} with it on series left out"
+            stderr().print(f"residual model ({item.model}) on for {item.metric}: {gain}", soft_wrap=True)
         for reason, count in _reasons([item.reason for item in table.skipped]).items():
             stderr().print(f"skipped {count} rows: {reason}", soft_wrap=True)
 

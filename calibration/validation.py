@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from calibration.concurrently import answers_of
@@ -15,6 +16,7 @@ from calibration.folds import Folds, fitted_rows
 from calibration.kernel_validation import KERNEL_SUFFIX, validate_table
 from calibration.metrics import METRICS, predicted_value
 from calibration.readers import read_runs
+from calibration.residuals import Comparison, ResidualFile, correction_factor
 from calibration.run_fit import scenario_of
 from calibration.runs import MeasuredRun, SkippedRow
 from calibration.slopes import price_step
@@ -44,11 +46,12 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True)
 class ValidationTable:
-    """The answer of `moesim validate`."""
+    """The answer of `moesim validate`. `corrections`: the residual models that were on (none: physics alone)."""
 
     rows: tuple[ValidationRow, ...]
     skipped: tuple[SkippedRow, ...]
     parameter_sets: tuple[str, ...]
+    corrections: tuple[Comparison, ...] = ()
 
     @property
     def summary(self) -> list[GroupSummary]:
@@ -66,6 +69,7 @@ class ValidationTable:
             "summary": [asdict(line) for line in self.summary],
             "skipped": [{"id": item.id, "file": item.file, "reason": item.reason} for item in self.skipped],
             "parameter_sets": list(self.parameter_sets),
+            "residual_models": [msgspec.to_builtins(item) for item in self.corrections],
         }
 
 
@@ -97,12 +101,14 @@ def validate_files(
     progress: Progress | None = None,
     folds: Folds | None = None,
     parameters: ParameterSet | None = None,
+    residuals: ResidualFile | None = None,
 ) -> ValidationTable:
     """Predict every row of the files, on `jobs` processes (-1: all cores).
 
     Args:
         folds: predict each row with the constants that did not see it.
         parameters: one set for all rows instead of the shipped ones.
+        residuals: models that correct predictions; out of fold those that saw none of a row's series.
 
     Raises:
         InputError: a file cannot be read, or holds a bad value.
@@ -121,7 +127,8 @@ def validate_files(
         found, left_out = read_runs(path)
         runs.extend(found)
         skipped.extend(left_out)
-    calls = ((run, parameters or (folds.parameters_of(run) if folds else None)) for run in runs)
+    given = residuals, folds is not None
+    calls = ((run, parameters or (folds.parameters_of(run) if folds else None), *given) for run in runs)
     predictions = answers_of(predict_run, calls, jobs, batch=4)
     for done, (run, answer) in enumerate(zip(runs, predictions, strict=True)):
         if progress is not None:
@@ -131,10 +138,16 @@ def validate_files(
         else:
             sets.add(answer[0])
             rows.extend(answer[1])
-    return ValidationTable(tuple(rows), tuple(skipped), tuple(sorted(sets)))
+    used = tuple(item.comparison for item in residuals.models.values()) if residuals else ()
+    return ValidationTable(tuple(rows), tuple(skipped), tuple(sorted(sets)), used)
 
 
-def predict_run(run: MeasuredRun, parameters: ParameterSet | None = None) -> tuple[str, list[ValidationRow]] | str:
+def predict_run(
+    run: MeasuredRun,
+    parameters: ParameterSet | None = None,
+    residuals: ResidualFile | None = None,
+    out_of_fold: bool = False,
+) -> tuple[str, list[ValidationRow]] | str:
     """(parameter set, a row per measured metric), or the reason why the run cannot be predicted."""
     unknown = [metric for metric in run.measured if metric not in METRICS]
     if unknown:
@@ -154,6 +167,8 @@ def predict_run(run: MeasuredRun, parameters: ParameterSet | None = None) -> tup
         key = METRICS[metric].field
         low, high = result.interval_90[key if key in result.interval_90 else "output_tokens_per_s"]
         spread = math.sqrt(high / low)
+        if residuals is not None:
+            value *= correction_factor(residuals, run, metric, result, out_of_fold)
         seen = run.id in fitted_rows(scenario.parameters.name)
         rows.append(ValidationRow(run.id, metric, measured, value, value / spread, value * spread, run.group, seen))
     return result.parameter_set, rows
