@@ -17,7 +17,7 @@ from calibration.profilers import read_profile
 from calibration.readers import read_runs
 from calibration.recipes import MACHINE_CONSTANTS, Output, Recipe
 from calibration.rejection import rejected_values
-from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe
+from calibration.run_fit import Observations, Progress, RunFit, fit_runs, observe, with_guesses
 from calibration.runs import MeasuredRun
 from calibration.sources import hash_file
 from moesim.errors import InputError
@@ -98,7 +98,15 @@ def calibrate(
     joint = start
     if observations.index:
         columns = recipe.columns(run.site for run in runs)
-        run_fit = fit_runs(start, observations, columns, recipe.prior_log_sd, jobs=jobs, progress=progress)
+        run_fit = fit_runs(
+            start,
+            observations,
+            columns,
+            recipe.prior_log_sd,
+            start=with_guesses(start, columns, recipe.guesses),
+            jobs=jobs,
+            progress=progress,
+        )
         joint = run_fit.parameters
     elif not kernel_files and profiles is None:
         raise InputError(f"calibrate: {recipe.name}: no usable row of {', '.join(recipe.accelerators)} in the runs")

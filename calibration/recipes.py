@@ -49,7 +49,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fitted to runs (the general ones; `sites` lists those that belong to a machine, "*" standing for every other
     machine in the data).
     `prior_log_sd`: doubt about the base, by constant or
-    constant@site. `outputs`: sets by name. `transfer_from`: the set that stands in when this accelerator's own
+    constant@site. `guesses`: where the fit begins, by constant@site, if the base is so far off that no slope points to
+    the answer. `outputs`: sets by name. `transfer_from`: the set that stands in when this accelerator's own
     data are left out.
     """
 
@@ -67,6 +68,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     free: tuple[str, ...] = ()
     sites: dict[str, tuple[str, ...]] = {}
     prior_log_sd: dict[str, float] = {}
+    guesses: dict[str, float] = {}
     notes: str = ""
 
     def columns(self, sites: Iterable[str]) -> list[Column]:
@@ -84,6 +86,10 @@ def load_recipe(path: Path) -> Recipe:
     for field, name in named:
         if name not in PARAMETER_NAMES:
             raise InputError(f"{path}: {field}: unknown constant {name!r}; {nearest(name, PARAMETER_NAMES)}")
+    fitted = [column.key for column in recipe.columns(recipe.sites)]
+    for key in recipe.guesses:
+        if "@" not in key or key not in fitted:
+            raise InputError(f"{path}: guesses: {key!r} is no fitted constant of a site; {nearest(key, fitted)}")
     for name, output in recipe.outputs.items():
         for site in (*output.sites, *output.strange_hosts):
             if site not in recipe.sites and _ANY not in recipe.sites:

@@ -188,7 +188,8 @@ def fit_runs(
     """Move the constants of `columns` until simulated runs agree with the measured ones.
 
     Each round simulates every run once and solves the linearised problem within reach of the best point so far;
-    a round that made the agreement worse shortens the reach, and the answer is a point that was simulated. Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
+    a round that made the agreement worse shortens the reach, and the answer is a point that was simulated.
+    Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
     `start`: constants to begin from, where better ones than the priors are known.
 
     Raises:
@@ -276,6 +277,17 @@ def value_of(parameters: ParameterSet, column: Column) -> float:
     """The constant that a column stands for; the general one where the site has none yet."""
     known = parameters.sites.get(column.site, {}).get(column.name, parameters.parameters[column.name])
     return known.value
+
+
+def with_guesses(parameters: ParameterSet, columns: Iterable[Column], guesses: Mapping[str, float]) -> ParameterSet:
+    """The set with other values for the columns that `guesses` names by key."""
+    sites = {name: dict(constants) for name, constants in parameters.sites.items()}
+    for column in columns:
+        if column.site and column.key in guesses:
+            known = parameters.parameters[column.name]
+            guess = msgspec.structs.replace(known, value=guesses[column.key])
+            sites.setdefault(column.site, {})[column.name] = guess
+    return msgspec.structs.replace(parameters, sites=sites)
 
 
 def apply_estimates(parameters: ParameterSet, columns: Iterable[Column], result: FitResult) -> ParameterSet:

@@ -163,7 +163,8 @@ def _prediction(
     if scenario.deployment.frontend == "server":
         shares = _engine_shares(run, table)
         slopes["ttft"] = slopes["ttft"] * shares["ttft"] + _first_token_slopes(scenario, run, names)
-        slopes["elapsed"] = slopes["elapsed"] * shares["elapsed"] + _server_slopes(scenario, names, 1 - shares["elapsed"])
+        outside = _server_slopes(scenario, names, 1 - shares["elapsed"])
+        slopes["elapsed"] = slopes["elapsed"] * shares["elapsed"] + outside
     slopes["throughput"] = -slopes["elapsed"]
     result = summarize(scenario, run)
     return RunPrediction(

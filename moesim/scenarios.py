@@ -12,7 +12,7 @@ from moesim.placement.memory import QUANTIZATIONS
 from moesim.placement.words import PlacementWords, place_experts
 from moesim.routing.counts_file import drifting, find_routing
 from moesim.specs.catalog import get_hardware, get_model
-from moesim.specs.deployment import AllToAll, Deployment, Eplb, Frontend, engine_defaults
+from moesim.specs.deployment import AllToAll, Deployment, Eplb, Frontend, MoeBackend, engine_defaults
 from moesim.specs.hardware import Accelerator, make_cluster
 from moesim.specs.loading import load
 from moesim.specs.model import Model
@@ -66,6 +66,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     quantization: str | None = None
     gpu_memory_utilization: float = 0.9
     all2all_backend: AllToAll = "allgather_reducescatter"
+    moe_backend: MoeBackend = "triton"
     expert_map: Literal["linear", "round_robin"] = "linear"
     redundant_experts: int | None = None
     placement: str | None = None
@@ -186,6 +187,7 @@ _ENGINE_WORDS = (
     "quantization",
     "gpu_memory_utilization",
     "all2all_backend",
+    "moe_backend",
     "expert_map",
 )
 

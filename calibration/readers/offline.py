@@ -27,6 +27,7 @@ def read_row(row: Row) -> MeasuredRun | str:
         cached_prefix_len=tokens if "prefix_cached" in flags else 0,
         routing="identical" if "identical_prompts" in flags else "uniform",
         enforce_eager=row.text("exec_mode") == "eager",
+        moe_backend="aiter" if row.text("moe_backend").upper().startswith("AITER") else "triton",
         frontend="offline",
     )
     return MeasuredRun(id=row.identity, engine="vllm", request=request, measured=row.measured(METRICS), flags=flags)

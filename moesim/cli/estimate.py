@@ -22,6 +22,7 @@ def estimate(
     redundant_experts: o.RedundantExperts = None,
     placement: o.PlacementFile = None,
     all2all_backend: o.AllToAllName = "allgather_reducescatter",
+    moe_backend: o.MoeBackendName = "triton",
     batch: Annotated[int, typer.Option(help="Sequences decoding at once on each data-parallel rank.")] = 16,
     input_len: o.InputLen = 512,
     output_len: o.OutputLen = 128,

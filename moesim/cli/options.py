@@ -59,6 +59,7 @@ AllToAllName = Annotated[
     str,
     _flag("--all2all-backend", "allgather_reducescatter, deepep_high_throughput or deepep_low_latency.", _SIZES),
 ]
+MoeBackendName = Annotated[str, _flag("--moe-backend", "Fused experts: triton, or aiter (AMD only).", _ENGINE)]
 InputLen = Annotated[int, _flag("--input-len", "Prompt tokens.", _LOAD)]
 OutputLen = Annotated[int, _flag("--output-len", "Output tokens (autoregressive models).", _LOAD)]
 RangeRatio = Annotated[float, _flag("--range-ratio", "Lengths are uniform within +- this share.", _LOAD)]

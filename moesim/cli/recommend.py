@@ -40,6 +40,7 @@ def recommend(
     max_model_len: o.MaxModelLen = None,
     gpu_memory_utilization: o.MemoryUtilization = 0.9,
     all2all_backend: o.AllToAllName = "allgather_reducescatter",
+    moe_backend: o.MoeBackendName = "triton",
     generation_len: o.GenerationLen = None,
     steps: o.Steps = None,
     block_len: o.BlockLen = None,

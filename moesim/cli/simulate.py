@@ -31,6 +31,7 @@ def simulate(
     eplb_sync: o.EplbSync = False,
     drift_steps: o.DriftSteps = 0,
     all2all_backend: o.AllToAllName = "allgather_reducescatter",
+    moe_backend: o.MoeBackendName = "triton",
     input_len: o.InputLen = 512,
     output_len: o.OutputLen = 128,
     range_ratio: o.RangeRatio = 0.0,

@@ -103,7 +103,8 @@ def router(layout: Layout, tokens: FloatArray) -> OperatorCost:
     if moe is None:
         return nothing(tokens)
     scores = gemm(layout, tokens, float(layout.model.hidden_size), float(moe.num_experts), layout.embedding_dtype)
-    choose = layout.rates.kernel("elementwise", tokens * moe.num_experts * 12.0, 0 * tokens, launches=2.0)
+    calls = 1.0 if layout.deployment.moe_backend == "aiter" else 2.0
+    choose = layout.rates.kernel("elementwise", tokens * moe.num_experts * 12.0, 0 * tokens, launches=calls)
     return scores + choose
 
 

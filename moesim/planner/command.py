@@ -36,7 +36,8 @@ def server_command(model: Model, deployment: Deployment, sequence_tokens: int) -
         flags.append(f"--kv-cache-dtype {deployment.kv_cache_dtype}")
     if deployment.quantization != "none":
         flags.append(f"--quantization {deployment.quantization}")
-    serve = f"vllm serve {model.huggingface_id} {' '.join(flags)}"
+    environment = "VLLM_ROCM_USE_AITER=1 " if deployment.moe_backend == "aiter" else ""
+    serve = f"{environment}vllm serve {model.huggingface_id} {' '.join(flags)}"
     return _replicated(serve, deployment) if deployment.num_engines > 1 else serve
 
 

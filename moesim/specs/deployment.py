@@ -12,6 +12,7 @@ from moesim.specs.model import GroupedQueryAttention, Model
 
 Frontend = Literal["server", "offline"]
 AllToAll = Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"]
+MoeBackend = Literal["triton", "aiter"]
 
 
 class Eplb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,6 +34,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     `expert_parallel_size` 1 the data-parallel replicas are independent servers; above 1 whole experts are
     spread over `expert_parallel_size` ranks, each sharded over `moe_tensor_parallel_size`, and all
     data-parallel ranks step together. `redundant_experts`: replicas beside the model's own experts, over all ranks.
+    `moe_backend`: aiter (AMD) starts a layer's experts with one call; triton with several.
     `placement` [layers][slots]: the expert in each slot, rank-major; empty: by `expert_map`, or by EPLB's global
     policy when there are redundant experts.
     """
@@ -47,6 +49,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     placement: tuple[tuple[int, ...], ...] = ()
     eplb: Eplb | None = None
     all2all_backend: AllToAll = "allgather_reducescatter"
+    moe_backend: MoeBackend = "triton"
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     max_model_len: int = 0
@@ -119,6 +122,8 @@ def check_deployment(deployment: Deployment, model: Model, cluster: Cluster) -> 
     _check_heads(deployment, model)
     _check_experts(deployment, model)
     _check_limits(deployment)
+    if deployment.moe_backend == "aiter" and cluster.accelerator.vendor != "amd":
+        raise InputError(f"moe_backend: aiter is AMD's, {cluster.accelerator.name} is not; take triton")
     return deployment
 
 
