@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from calibration.readers.inferencex import launch_flags
 from calibration.readers.table import Row
 from calibration.runs import MeasuredRun
@@ -51,14 +53,35 @@ def read_row(row: Row) -> MeasuredRun | str:
     }
     words |= launch_flags(model.name, hardware, row.text("backend"), row.text("backend_version"), known)
     request = convert(words, Request, f"{row.path} line {row.line}")
+    measured = row.measured(METRICS)
     return MeasuredRun(
         id=row.identity,
         engine=row.text("backend"),
         request=request,
-        measured=row.measured(METRICS),
+        measured=measured,
+        flags=_flags(request, row.text("backend"), measured),
         series="/".join(row.text(name) for name in _SERIES),
         site="inferencex",
     )
+
+
+_STALL_MS, _FEW = 3000.0, 128
+
+
+def _flags(request: Request, backend: str, measured: Mapping[str, float]) -> tuple[str, ...]:
+    """What the row's own figures tell of its launch.
+
+    A request that waits longer than it is served meets an engine that holds less than half of the concurrency: where
+    the script admits all, it was launched with another limit. SGLang builds kernels at first use: a prompt of few
+    that waits seconds waited for that (later versions of the same points wait a tenth).
+    """
+    waited_ms, gap_ms = measured.get("silicon_ttft_ms", 0.0), measured.get("silicon_tpot_ms", 0.0)
+    concurrency = request.concurrency or 0
+    if (request.max_num_seqs or 0) == concurrency and waited_ms > gap_ms * request.output_len:
+        return ("limit_unknown",)
+    if backend == "sglang" and concurrency <= _FEW and waited_ms > _STALL_MS:
+        return ("ttft_stall",)
+    return ()
 
 
 _SERIES = (
