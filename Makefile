@@ -32,7 +32,8 @@ wheel: $(DEV_DONE)  ## build the wheel, install it into an empty environment, ru
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/env
 	build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
-	cd build/wheel && for verb in recommend simulate estimate validate models hardware demo; do \
+	cd build/wheel && for verb in recommend simulate estimate experiment place imbalance \
+	  queue-depth models hardware demo calibrate predict-strategy profile residuals validate; do \
 	  env/bin/moesim $$verb --help > /dev/null || exit 1; done
 	cd build/wheel && env/bin/moesim simulate --model olmoe-1b-7b --hardware h200 --json > /dev/null
 

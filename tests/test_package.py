@@ -71,7 +71,7 @@ def test_an_installed_wheel_carries_its_configs(installed: Path):
 
 def test_an_installed_wheel_answers_and_knows_all_verbs(installed: Path):
     shown = call(installed, "--help")
-    for verb in ("recommend", "simulate", "estimate", "validate", "models", "hardware", "demo"):
+    for verb in ("recommend", "place", "validate", "calibrate", "profile", "predict-strategy", "residuals"):
         assert verb in shown
     words = ("simulate", "--model", "mixtral-8x7b", "--hardware", "mi300x", "--num-prompts", "4", "--json")
     assert json.loads(call(installed, *words))["output_tokens_per_s"] > 0
