@@ -148,14 +148,19 @@ def predict_run(
     residuals: ResidualFile | None = None,
     out_of_fold: bool = False,
 ) -> tuple[str, list[ValidationRow]] | str:
-    """(parameter set, a row per measured metric), or the reason why the run cannot be predicted."""
+    """(parameter set, a row per measured metric), or the reason why the run cannot be predicted.
+
+    `out_of_fold`: `parameters`, where given, are those of the fold that did not see the run.
+    """
     unknown = [metric for metric in run.measured if metric not in METRICS]
     if unknown:
         return f"metric {unknown[0]!r} is not one that moesim predicts; known: {', '.join(METRICS)}"
     try:
         scenario = scenario_of(run, parameters)
+        held_out = out_of_fold and parameters is not None
+        seen = not held_out and run.id in fitted_rows(scenario.parameters.name)
         if run.step is not None:
-            return scenario.parameters.name, _step_rows(run, scenario)
+            return scenario.parameters.name, _step_rows(run, scenario, seen)
         result = simulate_scenario(scenario)
     except InputError as error:
         return str(error)
@@ -169,16 +174,14 @@ def predict_run(
         spread = math.sqrt(high / low)
         if residuals is not None:
             value *= correction_factor(residuals, run, metric, result, out_of_fold)
-        seen = run.id in fitted_rows(scenario.parameters.name)
         rows.append(ValidationRow(run.id, metric, measured, value, value / spread, value * spread, run.group, seen))
     return result.parameter_set, rows
 
 
-def _step_rows(run: MeasuredRun, scenario: Scenario) -> list[ValidationRow]:
+def _step_rows(run: MeasuredRun, scenario: Scenario, seen: bool) -> list[ValidationRow]:
     """A single step is priced without a simulation; its interval is that of a token's time."""
     values = price_step(run, scenario)
     factor = math.exp(model_error(scenario, "token"))
-    seen = run.id in fitted_rows(scenario.parameters.name)
     return [
         ValidationRow(
             run.id, metric, measured, values[metric], values[metric] / factor, values[metric] * factor, run.group, seen
