@@ -114,6 +114,8 @@ def error_level(observations: Observations, errors: FloatArray) -> ErrorLevel:
         ttft=sizes.get("ttft", widest),
         token=sizes.get("token", widest),
         throughput=sizes.get("throughput", sizes.get("token", widest)),
+        step=sizes.get("step", 0.0),
+        launch=sizes.get("launch", 0.0),
     )
 
 

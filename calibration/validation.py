@@ -179,12 +179,10 @@ def predict_run(
 
 
 def _step_rows(run: MeasuredRun, scenario: Scenario, seen: bool) -> list[ValidationRow]:
-    """A single step is priced without a simulation; its interval is that of a token's time."""
+    """A single step is priced without a simulation; its interval is that of single steps left out."""
     values = price_step(run, scenario)
-    factor = math.exp(model_error(scenario, "token"))
-    return [
-        ValidationRow(
-            run.id, metric, measured, values[metric], values[metric] / factor, values[metric] * factor, run.group, seen
-        )
-        for metric, measured in run.measured.items()
-    ]
+    rows: list[ValidationRow] = []
+    for metric, measured in run.measured.items():
+        value, factor = values[metric], math.exp(model_error(scenario, METRICS[metric].kind))
+        rows.append(ValidationRow(run.id, metric, measured, value, value / factor, value * factor, run.group, seen))
+    return rows

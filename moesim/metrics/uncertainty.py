@@ -59,7 +59,7 @@ def model_error(scenario: Scenario, family: str) -> float:
     """The 90 % quantile of |log error| that applies to a query: by what of it the fit has seen.
 
     Args:
-        family: ttft, token or throughput.
+        family: ttft, token, throughput, step or launch (the last two as token where no single step was measured).
     """
     parameters, evidence = scenario.parameters, scenario.parameters.evidence
     if not evidence.errors:
@@ -71,7 +71,7 @@ def model_error(scenario: Scenario, family: str) -> float:
         level = evidence.model_errors.get(name) or evidence.errors["configuration"]
     else:
         level = evidence.errors.get("model") or evidence.errors["configuration"]
-    size = float(getattr(level, family))
+    size = float(getattr(level, family)) or level.token
     low, high = evidence.concurrency
     running = getattr(scenario.workload.arrival, "concurrency", high)
     return size if low <= running <= high else size * _OUTSIDE

@@ -236,12 +236,17 @@ class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ErrorLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Size that 90 % of |log(predicted / measured)| of rows not fitted stay below, by metric, and their number."""
+    """Size that 90 % of |log(predicted / measured)| of rows not fitted stay below, by metric, and their number.
+
+    `step` and `launch`: of single steps and of the host's part in them; 0 where none was measured.
+    """
 
     rows: int
     ttft: float
     token: float
     throughput: float
+    step: float = 0.0
+    launch: float = 0.0
 
 
 class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
