@@ -107,7 +107,7 @@ def _few_steps(
 ) -> SegmentTimes:
     """The same in plain floats, which is faster than arrays for a few steps."""
     by_rank = [_few_attention_s(model, plan, steps) for plan in plans if plan is not None]
-    slowest = by_rank[0] if len(by_rank) == 1 else [max(ranks) for ranks in zip(*by_rank, strict=True)]
+    slowest = by_rank[0] if len(by_rank) == 1 else list(map(max, *by_rank))
     noise = model.noise_list
     fixed, spread, floor, serial, groups = step.fixed_s, step.spread_s, step.floor_s, step.serial_s, step.groups
     durations: list[float] = []

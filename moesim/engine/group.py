@@ -212,10 +212,13 @@ class LockstepGroup:
         event.callbacks.append(self._on_end)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _begin(self, now: float) -> None:
-        plans = [rank.plan() for rank in self.ranks]
-        self._note_preemptions(now)
+        plans: list[StepPlan | None] = []
         steps = tokens = 0
-        for plan in plans:
+        for rank in self.ranks:
+            plan = rank.plan()
+            plans.append(plan)
+            if rank.preempted:
+                _note_preemptions(rank, now)
             if plan is not None:
                 steps = plan.steps if not steps or plan.steps < steps else steps
                 tokens += plan.tokens
@@ -238,14 +241,6 @@ class LockstepGroup:
         if self._expected and self._expected[0].ready_s < self._end_s:
             self._take_expected(times)
         self._arm()
-
-    def _note_preemptions(self, now: float) -> None:
-        for rank in self.ranks:
-            if rank.preempted:
-                for request in rank.preempted:
-                    if request.emitted and request.stalled_s < 0:
-                        request.stalled_s = now
-                rank.preempted.clear()
 
     def _skip_step(self) -> None:
         """Everyone waits only for a step that was fixed earlier; with nothing running it takes no time."""
@@ -336,11 +331,18 @@ class LockstepGroup:
         )
 
 
+def _note_preemptions(rank: Scheduler, now: float) -> None:
+    for request in rank.preempted:
+        if request.emitted and request.stalled_s < 0:
+            request.stalled_s = now
+    rank.preempted.clear()
+
+
 def _append_repeated(target: array[float], value: float, times: int) -> None:
-    if times < 24:
-        target.extend((value,) * times)
+    if times == 1:
+        target.append(value)
     else:
-        target.frombytes(np.full(times, value).tobytes())
+        target.extend(array("d", (value,)) * times)
 
 
 def flatten(logs: Sequence[StepLog]) -> tuple[FloatArray, FloatArray]:
