@@ -7,7 +7,7 @@ from typing import Literal
 
 from moesim.metrics.result import SimulationResult
 
-Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "launch"]
+Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "launch", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ METRICS: dict[str, Metric] = {
     "silicon_tpot_ms": Metric("tpot_ms", "mean", "token", 0.07),
     "step_gpu_ms": Metric("", None, "step", 0.02),
     "step_launch_ms": Metric("", None, "launch", 0.12),
+    "dram_bytes": Metric("", None, "bytes", 0.05),
     "prompt_mean_ms": Metric("e2e_ms", "mean", "elapsed", 0.03),
 }
 

@@ -26,6 +26,8 @@ def reason_to_reject(run: MeasuredRun, metric: str) -> str | None:
     """
     if metric not in METRICS:
         return f"{metric} is no quantity that moesim predicts"
+    if METRICS[metric].kind == "bytes":
+        return "counted bytes: no constant moves what the model reads and writes"
     for flag in run.flags:
         if flag in _ALL:
             return _ALL[flag]

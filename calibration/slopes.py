@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibration.metrics import METRICS, predicted_value
 from calibration.replay import StepTable, attention_seconds, replay_seconds, step_table
 from calibration.runs import MeasuredRun, StepPoint
-from calibration.steps import largest_sizes, step_slopes
+from calibration.steps import largest_sizes, step_bytes, step_slopes
 from moesim.costs.layout import make_layout
 from moesim.costs.step import StepModel, build_step_model, host_seconds
 from moesim.engine.serving import ServingRun, run_serving
@@ -98,9 +98,13 @@ def _step_predictions(
 
 
 def price_step(run: MeasuredRun, scenario: Scenario) -> dict[str, float]:
-    """The measured metrics of a run that is a single step, in milliseconds."""
-    points = [run.step] if run.step else []
-    return next(_step_predictions(scenario, [tuple(run.measured)], (), points)).values
+    """The measured metrics of a run that is a single step: milliseconds, or bytes of DRAM traffic."""
+    if run.step is None:
+        return {}
+    counted = {metric: step_bytes(run.step, scenario) for metric in run.measured if METRICS[metric].kind == "bytes"}
+    timed = tuple(metric for metric in run.measured if metric not in counted)
+    values = next(_step_predictions(scenario, [timed], (), [run.step])).values if timed else {}
+    return {**values, **counted}
 
 
 def _diffusion_prediction(scenario: Scenario, metrics: Sequence[str], names: Sequence[str]) -> RunPrediction | str:

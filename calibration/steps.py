@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from calibration.replay import StepTable, attention_seconds, host_seconds_of, replay_seconds, table_of
 from calibration.runs import StepPoint
+from moesim.costs.closed_form import Batch, estimate_step
+from moesim.costs.layout import make_layout
 from moesim.costs.step import StepModel
 from moesim.engine.group import Segment
 from moesim.specs.model import Model
+from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 
@@ -51,6 +54,20 @@ def steps_table(model: StepModel, points: Sequence[StepPoint]) -> StepTable:
             )
         )
     return table_of(segments)
+
+
+def step_bytes(point: StepPoint, scenario: Scenario) -> float:
+    """HBM bytes read and written by a step of one rank, in closed form."""
+    layout = make_layout(
+        scenario.model, scenario.deployment, scenario.cluster, scenario.parameters, scenario.routing, scenario.seed
+    )
+    batch = Batch(
+        decodes=point.decodes,
+        context_tokens=round(point.context_tokens),
+        prompts=point.chunks,
+        prompt_tokens=point.chunk_tokens // max(point.chunks, 1),
+    )
+    return estimate_step(layout, batch).hbm_bytes
 
 
 def largest_sizes(points: Sequence[StepPoint]) -> tuple[int, int]:

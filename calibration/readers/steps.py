@@ -10,7 +10,8 @@ from moesim.scenarios import Request
 from moesim.specs.catalog import get_model
 from moesim.specs.loading import convert
 
-KINDS = frozenset({"decode_step", "prefill_step", "mixed_step"})
+KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters"})
+_COUNTED = ("dram_read_bytes", "dram_written_bytes")
 _METRICS = {"gpu_median_ms": "step_gpu_ms", "launch_median_ms": "step_launch_ms"}
 _HOST_NOISE, _BOUND_SHARE = 6.0, 0.95
 
@@ -20,6 +21,10 @@ def step_run(item: Measurement) -> MeasuredRun | str:
     if float(item.point.get("router_spread", 0.0) or 0.0) > 0:
         return "its routers were redrawn unevenly, and the experts' popularity is not in the record"
     measured = {word: item.values[name] for name, word in _METRICS.items() if item.values.get(name, 0) > 0}
+    if item.kind == "counters":
+        if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:
+            return "is a record of kind counters without the DRAM bytes of a step"
+        measured = {"dram_bytes": sum(item.values[name] for name in _COUNTED)}
     if not measured:
         return "holds no step time"
     try:
@@ -58,6 +63,14 @@ def _host_bound(item: Measurement) -> bool:
 
 def _step(item: Measurement) -> StepPoint:
     point, values = item.point, item.values
+    if item.kind == "counters":
+        prompt = int(point.get("prefill_tokens", 0))
+        return StepPoint(
+            decodes=int(point["batch_size"]),
+            context_tokens=float(point.get("context_len", 0)),
+            chunks=1 if prompt else 0,
+            chunk_tokens=prompt,
+        )
     if item.kind == "decode_step":
         return StepPoint(decodes=point["batch_size"], context_tokens=values["context_tokens_mean"])
     prompts = int(point.get("num_prompts", 1))
