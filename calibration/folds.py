@@ -52,9 +52,8 @@ class Folds:
         shipped = select_parameters(get_hardware(request.hardware), engine, request.engine_version)
         known = self.index.sets.get(shipped.name)
         fold = known.units.get(unit_of(run, self.index.kind)) if known else None
-        if known is None or fold is None:
-            return None
-        return _read(self.folder / known.files[str(fold)])
+        file = known.files.get(str(fold)) if known else None
+        return _read(self.folder / file) if file else None
 
     def kernel_constants(self, table: str, family: str) -> list[dict[str, float]] | None:
         """Constants of a kernel family without each fold of a table's shapes; None where the table was not fitted."""

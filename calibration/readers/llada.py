@@ -55,8 +55,11 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 class _Document(msgspec.Struct):
+    """`flags`: known flaws of all its records."""
+
     schema: str
     records: list[_Run]
+    flags: tuple[str, ...] = ()
 
 
 def read(path: Path, limits: Limits = LIMITS) -> list[Measurement]:
@@ -67,13 +70,16 @@ def read(path: Path, limits: Limits = LIMITS) -> list[Measurement]:
     sha256 = hash_file(path)
     return [
         _to_measurement(
-            run, f"{path}: records[{index}]", Provenance(file=str(path), sha256=sha256, place=f"records[{index}]")
+            run,
+            f"{path}: records[{index}]",
+            Provenance(file=str(path), sha256=sha256, place=f"records[{index}]"),
+            document.flags,
         )
         for index, run in enumerate(document.records)
     ]
 
 
-def _to_measurement(run: _Run, place: str, source: Provenance) -> Measurement:
+def _to_measurement(run: _Run, place: str, source: Provenance, flags: tuple[str, ...]) -> Measurement:
     settings, parallel = run.settings, run.parallel
     device, layers = str(run.environment.get("device", "")), run.architecture.get("num_layers")
     if not isinstance(layers, int):
@@ -116,7 +122,7 @@ def _to_measurement(run: _Run, place: str, source: Provenance) -> Measurement:
         point=msgspec.to_builtins(settings),
         values=_values(run, place),
         tables={"repeats": run.repeats} | ({"expert_loads": [run.expert_loads]} if run.expert_loads else {}),
-        labels=_labels(run),
+        labels=(*flags, *_labels(run)),
         provenance=source,
     )
     return check_measurement(item, place)

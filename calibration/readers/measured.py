@@ -82,5 +82,6 @@ def _request(item: Measurement) -> Request:
 _STEADY = ("output_tok_per_s", "itl_p50_ms", "tpot_p50_ms", "ttft_p50_ms")
 _FLAWS = {
     "failed_requests": "some of its requests failed, so that its load is not what was asked for",
+    "collapsed_routing": "its random weights routed all positions alike to few experts, which the record does not name",
     "forwards_vary": "a threshold or a refreshed cache decides its number of forwards, which moesim takes from steps",
 }
