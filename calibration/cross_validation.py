@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors_left_out import assign_folds, free_of, row_folds, unit_of
 from calibration.folds import FoldKind, write_folds
 from calibration.kernel_fit import kernel_folds
 from calibration.pipeline import Calibration, find_files, output_set
-from calibration.run_fit import Progress, apply_estimates, solve
-from moesim.specs.parameters import ParameterSet
+from calibration.run_fit import Linearisation, Progress, apply_estimates, solve
+from moesim.specs.catalog import get_model
+from moesim.specs.parameters import Evidence, ParameterSet
 
 SetFoldsFound = tuple[Mapping[str, int], Mapping[int, ParameterSet]]
 
@@ -73,7 +76,26 @@ def _refitted(done: Calibration, kind: FoldKind, progress: Progress) -> dict[str
         parameters = apply_estimates(done.joint, linear.columns, found)
         by_fold[fold] = parameters
     units = assign_folds(linear.observations.runs, kind)
-    return {
-        name: (units, {fold: output_set(done, parameters, name, run_fit) for fold, parameters in by_fold.items()})
-        for name in done.recipe.outputs
-    }
+    found_sets: dict[str, SetFoldsFound] = {}
+    for name in done.recipe.outputs:
+        known = done.sets[name].evidence
+        found_sets[name] = (
+            units,
+            {
+                fold: msgspec.structs.replace(
+                    output_set(done, parameters, name, run_fit), evidence=_without(known, linear, folds == fold, kind)
+                )
+                for fold, parameters in by_fold.items()
+            },
+        )
+    return found_sets
+
+
+def _without(known: Evidence, linear: Linearisation, held: NDArray[np.bool_], kind: FoldKind) -> Evidence:
+    """The evidence as a query about the held rows meets it: a model that was left out is a strange one."""
+    if kind != "model":
+        return known
+    runs = linear.observations.runs
+    rows = np.flatnonzero(held).tolist()
+    strange = {get_model(runs[linear.observations.index[row][0]].request.model).name for row in rows}
+    return msgspec.structs.replace(known, models=tuple(name for name in known.models if name not in strange))
