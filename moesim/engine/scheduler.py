@@ -119,7 +119,7 @@ class Scheduler:
             budget = self.budget - self.decodes
             chunks = self._continue_prefills(budget) if self.prefilling else []
             if self.waiting:
-                self._admit(chunks, budget - sum(new for _, new in chunks))
+                self._admit(chunks, budget - sum([new for _, new in chunks]) if chunks else budget)
             if chunks:
                 return self._mixed(chunks)
         if not self.decodes:
@@ -163,12 +163,13 @@ class Scheduler:
 
     def _blocks_for_steps(self, steps: int) -> int:
         """New blocks that `steps` decode steps from now need."""
-        size = self.pool.block_size
-        whole, rest = divmod(steps, size)
-        blocks = whole * self.decodes
-        for offset in range(rest):
-            blocks += self.phase[-(self.step + offset) % size]
-        return blocks
+        phase = self.phase
+        whole, rest = divmod(steps, len(phase))
+        last = -self.step % len(phase)
+        first = last + 1 - rest
+        if first >= 0:
+            return whole * self.decodes + sum(phase[first : last + 1])
+        return whole * self.decodes + sum(phase[: last + 1]) + sum(phase[first:])
 
     def _steps_within(self, free: int, most: int) -> int:
         low, high = 0, most
