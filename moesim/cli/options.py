@@ -52,9 +52,7 @@ EnableEplb = Annotated[bool, _flag("--enable-eplb", "Place experts anew while ru
 EplbWindow = Annotated[int, _flag("--eplb-window", "Steps of load that a new placement looks at.", _SIZES)]
 EplbInterval = Annotated[int, _flag("--eplb-interval", "Steps between placements.", _SIZES)]
 EplbSync = Annotated[bool, _flag("--eplb-sync", "All ranks wait while weights move.", _SIZES)]
-DriftSteps = Annotated[
-    int, _flag("--drift-steps", "Engine steps in which the hot experts change (0: never).", _WHAT)
-]
+DriftSteps = Annotated[int, _flag("--drift-steps", "Engine steps in which the hot experts change (0: never).", _WHAT)]
 AllToAllName = Annotated[
     str,
     _flag("--all2all-backend", "allgather_reducescatter, deepep_high_throughput or deepep_low_latency.", _SIZES),
