@@ -28,6 +28,12 @@ case "$1" in
   *utilization*) for i in 0 1; do echo "$i, 97, 40, 120000, 650.5, 1755, 55"; done ;;
 esac
 """
+INTERRUPTIBLE = """
+import signal
+from hw_validation.command.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 EXPERIMENT: dict[str, Any] = {
     "name": "tiny",
     "description": "three runs on one server, one on another",
@@ -88,10 +94,18 @@ class Site:
         return int(ended.value.code or 0), output.getvalue()
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """The command as a process, for tests that stop it."""
-        command = [sys.executable, "-m", "hw_validation", *self.arguments(*words)]
+        """The command as a process, for tests that stop it.
+
+        It can be interrupted even where these tests run in the background of a shell, which ignores SIGINT.
+        """
+        command = [sys.executable, "-c", INTERRUPTIBLE, *self.arguments(*words)]
         return subprocess.Popen(
-            command, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def records(self) -> list[dict[str, Any]]:
