@@ -66,9 +66,9 @@ def number(value: object) -> float | None:
 
 
 def scaled(value: object, factor: float) -> float | None:
-    """`number` times a factor."""
+    """`number` times a factor; None where the product is no finite number."""
     found = number(value)
-    return None if found is None else found * factor
+    return None if found is None or not math.isfinite(found * factor) else found * factor
 
 
 _UNIT_BYTES = {"B": 1.0, "KB": 2.0**10, "MB": 2.0**20, "GB": 2.0**30, "MIB": 2.0**20, "GIB": 2.0**30}

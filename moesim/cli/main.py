@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -35,26 +35,37 @@ VERBS = (
 )
 
 
-def make_command() -> Any:
+def make_command(words: Sequence[str] | None = None) -> Any:
     """The command with all verbs, those of other packages (entry points `moesim.commands`) included.
 
+    Verbs that are not among `words` are only listed, without their options (without `words` none is).
     Only the help of a single verb is laid out by rich, whose import costs more than all the rest.
     """
     app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    for module, name in VERBS:
-        app.command(name)(getattr(module, name.replace("-", "_")))
+    verbs = {name: getattr(module, name.replace("-", "_")) for module, name in VERBS}
     for entry in sorted(entry_points(group="moesim.commands"), key=lambda item: item.name):
-        app.command(entry.name)(entry.load())
+        verbs[entry.name] = entry.load()
+    for name, verb in verbs.items():
+        app.command(name)(verb if words is None or name in words else _listed(verb))
     command: Any = typer.main.get_command(app)
     for verb in command.commands.values():
         verb.rich_markup_mode = "rich"
     return command
 
 
+def _listed(verb: Callable[..., None]) -> Callable[[], None]:
+    """A verb's help without its options, which take most of the time that laying out a verb takes."""
+
+    def listed() -> None: ...
+
+    listed.__doc__ = verb.__doc__
+    return listed
+
+
 def run(words: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code; errors go to stderr."""
     try:
-        code = make_command()(list(words) or ["--help"], prog_name="moesim", standalone_mode=False)
+        code = make_command(words)(list(words) or ["--help"], prog_name="moesim", standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
         return _fail(str(error), 2)
