@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -96,12 +95,14 @@ def test_without_a_verb_the_verbs_are_listed(run: Run, words: str):
     assert all(verb in answer.out for verb in COMMAND.commands)
 
 
-def test_root_help_takes_less_than_300_ms_of_cpu():
-    command = [sys.executable, "-c", "from moesim.cli.main import main; main()", "--help"]
-    times: list[float] = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.3
+def test_root_help_loads_nothing_that_takes_long():
+    """What it takes in CPU time stands in `make bench`; what makes it fast is that no library is loaded."""
+    program = (
+        "import sys; sys.argv = ['moesim', '--help']\n"
+        "from moesim.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    loaded = set(answer.stderr.split())
+    assert "moesim.cli.main" in loaded
+    assert not loaded & {"numpy", "scipy", "pandas", "simpy", "msgspec", "yaml", "sklearn", "joblib", "matplotlib"}
