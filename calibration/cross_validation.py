@@ -7,9 +7,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from calibration.errors_left_out import assign_folds, free_of, row_folds, unit_of
+from calibration.errors_left_out import BoolArray, assign_folds, free_of, held_rows, unit_of
 from calibration.folds import FoldKind, write_folds
 from calibration.kernel_fit import kernel_folds
 from calibration.pipeline import Calibration, find_files, output_set
@@ -67,14 +66,11 @@ def _refitted(done: Calibration, kind: FoldKind, progress: Progress) -> dict[str
     run_fit = done.run_fit
     assert run_fit is not None
     linear, free = run_fit.linear, free_of(run_fit)
-    folds = row_folds(linear.observations, kind)
+    folds = held_rows(linear.observations, kind)
     by_fold: dict[int, ParameterSet] = {}
-    for number, fold in enumerate(sorted(set(folds.tolist()))):
-        progress(number, len(set(folds.tolist())), f"{done.recipe.name} without {kind} {fold}")
-        kept = folds != fold
-        found = solve(linear, free, kept)
-        parameters = apply_estimates(done.joint, linear.columns, found)
-        by_fold[fold] = parameters
+    for number, (fold, held) in enumerate(folds.items()):
+        progress(number, len(folds), f"{done.recipe.name} without {kind} {fold}")
+        by_fold[fold] = apply_estimates(done.joint, linear.columns, solve(linear, free, ~held))
     units = assign_folds(linear.observations.runs, kind)
     found_sets: dict[str, SetFoldsFound] = {}
     for name in done.recipe.outputs:
@@ -83,7 +79,7 @@ def _refitted(done: Calibration, kind: FoldKind, progress: Progress) -> dict[str
             units,
             {
                 fold: msgspec.structs.replace(
-                    output_set(done, parameters, name, run_fit), evidence=_without(known, linear, folds == fold, kind)
+                    output_set(done, parameters, name, run_fit), evidence=_without(known, linear, folds[fold], kind)
                 )
                 for fold, parameters in by_fold.items()
             },
@@ -91,7 +87,7 @@ def _refitted(done: Calibration, kind: FoldKind, progress: Progress) -> dict[str
     return found_sets
 
 
-def _without(known: Evidence, linear: Linearisation, held: NDArray[np.bool_], kind: FoldKind) -> Evidence:
+def _without(known: Evidence, linear: Linearisation, held: BoolArray, kind: FoldKind) -> Evidence:
     """The evidence as a query about the held rows meets it: a model that was left out is a strange one."""
     if kind != "model":
         return known

@@ -18,6 +18,7 @@ from moesim.specs.parameters import ErrorLevel, Evidence
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 _FOLDS = 5
 _QUANTILE = 0.9
 _FEWEST = 20
@@ -50,15 +51,20 @@ def row_folds(observations: Observations, kind: str) -> IntArray:
     return np.array([folds[unit_of(observations.runs[run], kind)] for run, _ in observations.index], dtype=np.int64)
 
 
+def held_rows(observations: Observations, kind: str) -> dict[int, BoolArray]:
+    """Fold -> its rows [data], in order of fold."""
+    folds = row_folds(observations, kind)
+    return {fold: folds == fold for fold in sorted(set(folds.tolist()))}
+
+
 def left_out_errors(linear: Linearisation, free: Sequence[FreeParameter], kind: str) -> FloatArray:
     """log(predicted / measured) of every row [data] with its fold left out of the (linearised) fit."""
-    folds = row_folds(linear.observations, kind)
-    errors = np.full(len(folds), np.nan)
-    if len(set(folds.tolist())) < 2:
+    folds = held_rows(linear.observations, kind)
+    errors = np.full(len(linear.observations.index), np.nan)
+    if len(folds) < 2:
         return errors
     measured = np.log(linear.observations.measured)
-    for fold in sorted(set(folds.tolist())):
-        held = folds == fold
+    for held in folds.values():
         found = solve(linear, free, ~held)
         moved = np.log([item.value for item in found.estimates]) - linear.at
         errors[held] = linear.logs[held] + linear.slopes[held] @ moved - measured[held]

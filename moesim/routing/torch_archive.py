@@ -33,6 +33,21 @@ _DTYPES = {
     "HalfStorage": "<f2",
 }
 _FIX = "save it again as NPZ: numpy.savez(path, logical_count=tensor.cpu().numpy())"
+_DAMAGE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+)
+"""What a file that was cut or altered makes the archive, the unpickler or numpy raise."""
 
 
 def read_torch_archive(path: Path) -> Any:
@@ -53,11 +68,9 @@ def read_torch_archive(path: Path) -> Any:
             if len(names) != 1:
                 raise InputError(f"routing: {path} is no torch archive (it has no data.pkl); {_FIX}")
             return _Reader(archive, names[0].removesuffix("data.pkl"), path).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError) as error:
-        raise InputError(f"routing: {path} is a damaged torch archive: {error}") from None
-    except (TypeError, ValueError, OverflowError, MemoryError, NotImplementedError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except _DAMAGE as error:
         raise InputError(f"routing: {path} is a damaged torch archive: {error}") from None
 
 
