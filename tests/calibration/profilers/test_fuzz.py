@@ -11,6 +11,7 @@ from calibration.profile_command import describe_profile
 from calibration.profilers import read_profile
 from calibration.sources import Limits
 from moesim.errors import InputError
+from tests.calibration.damage import damaged
 from tests.calibration.profilers.databases import make_nsys
 from tests.calibration.profilers.test_tables import NCU
 
@@ -112,13 +113,8 @@ def test_any_bytes(tmp_path, content, head):
 @pytest.mark.parametrize("name", sorted(SEEDS))
 @given(data=st.data())
 def test_damaged_files_of_every_text_format(tmp_path, name, data):
-    content = SEEDS[name]
-    for _ in range(data.draw(st.integers(0, 3))):
-        start = data.draw(st.integers(0, len(content)))
-        end = min(len(content), start + data.draw(st.integers(0, 12)))
-        content = content[:start] + data.draw(st.sampled_from(WORDS) | st.binary(max_size=4)) + content[end:]
     path = tmp_path / "input"
-    path.write_bytes(content)
+    path.write_bytes(damaged(data, SEEDS[name], WORDS))
     check(path)
 
 

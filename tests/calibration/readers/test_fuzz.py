@@ -10,6 +10,7 @@ from calibration.readers import read_runs
 from calibration.runs import MeasuredRun
 from calibration.sources import Limits
 from moesim.errors import InputError
+from tests.calibration.damage import damaged
 from tests.calibration.readers.test_llada import run as llada_run
 from tests.calibration.readers.test_records import LOOP, MACHINE, VALUES, setup
 from tests.calibration.readers.test_vllm_bench import SERVE
@@ -97,13 +98,8 @@ def test_any_bytes(tmp_path, suffix, content):
 @pytest.mark.parametrize("name", sorted(DAMAGED))
 @given(data=st.data())
 def test_damaged_files(tmp_path, name, data):
-    content = DAMAGED[name]
-    for _ in range(data.draw(st.integers(0, 3))):
-        start = data.draw(st.integers(0, len(content)))
-        end = min(len(content), start + data.draw(st.integers(0, 12)))
-        content = content[:start] + data.draw(st.sampled_from(WORDS) | st.binary(max_size=4)) + content[end:]
     path = tmp_path / name
-    path.write_bytes(content)
+    path.write_bytes(damaged(data, DAMAGED[name], WORDS))
     check(path)
 
 
