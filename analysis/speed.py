@@ -21,7 +21,8 @@ from moesim.words import to_request, to_scenario
 
 _REPEATS = 7
 POISSON = {"request_rate": 20.0, "input_len": 512, "output_len": 256, "num_prompts": 10_000}
-CLOSED_LOOP = {"concurrency": 64, "input_len": 128, "output_len": 2048, "num_prompts": 1280}
+CLOSED_LOOP = {"concurrency": 64, "input_len": 128, "output_len": 2048, "num_prompts": 1280, "frontend": "offline"}
+SERVED = {**CLOSED_LOOP, "frontend": "server"}
 MACHINE = {"model": "mixtral-8x7b", "hardware": "h200", "gpus": 8, "tp": 8}
 TARGETS = {
     "poisson output_tokens_per_s": 5e6,
@@ -48,11 +49,13 @@ def best_of(*actions: Callable[[], object], repeats: int = _REPEATS) -> list[flo
 def simulation_speed(words: dict[str, Any]) -> dict[str, float]:
     """Seconds of one core: a whole simulation (tables, run, metrics), and the run alone in both ways.
 
-    `macro_over_step` compares the runs alone, which use the same tables.
+    `macro_over_step` compares the runs alone, which use the same tables. `engine_steps / segments`, the steps
+    between two changes of the batch, bounds it: callers behind a server join one by one (each change a step of
+    its own, in both ways), callers in process all at once.
     """
     scenario = to_scenario({**MACHINE, **words})
     tokens = words["num_prompts"] * words["output_len"]
-    first = run_serving(scenario)
+    first = run_serving(scenario, trace=True)
     whole_s, macro_s, step_s = best_of(
         lambda: summarize(scenario, run_serving(scenario)),
         lambda: run_serving(scenario, model=first.model),
@@ -61,6 +64,7 @@ def simulation_speed(words: dict[str, Any]) -> dict[str, float]:
     return {
         "output_tokens": tokens,
         "engine_steps": sum(log.steps for log in first.logs),
+        "segments": sum(len(log.segments) for log in first.logs),
         "whole_s": whole_s,
         "macro_s": macro_s,
         "step_s": step_s,
@@ -91,7 +95,7 @@ def help_cpu_s() -> float:
 
 def measure() -> dict[str, Any]:
     """All figures, and which targets they meet."""
-    poisson, closed = simulation_speed(POISSON), simulation_speed(CLOSED_LOOP)
+    poisson, closed, served = (simulation_speed(words) for words in (POISSON, CLOSED_LOOP, SERVED))
     recommend = [recommend_speed("mixtral-8x7b", "h200"), recommend_speed("deepseek-v3", "mi300x")]
     cpu_s = help_cpu_s()
     values = (poisson["output_tokens_per_s"], closed["macro_over_step"], max(r["warm_s"] for r in recommend), cpu_s)
@@ -103,6 +107,7 @@ def measure() -> dict[str, Any]:
         "machine": {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()},
         "poisson": poisson,
         "closed_loop": closed,
+        "closed_loop_server": served,
         "recommend": recommend,
         "help": {"cpu_s": cpu_s},
         "targets": TARGETS,

@@ -19,7 +19,7 @@ from moesim.specs.scenario import Scenario
 FloatArray = NDArray[np.float64]
 Seconds = Callable[[ParameterSet], dict[str, float]]
 _Z90 = 1.6449
-_DRAWS = 16
+_DRAWS = 8
 _OUTSIDE = 1.4
 """Widening beyond the fitted range of concurrency: left-out sweep ends err as much more than left-out middles."""
 _FAMILY = {
@@ -36,7 +36,7 @@ def interval_90(scenario: Scenario, result: SimulationResult) -> dict[str, tuple
 
     Two independent parts, added in squares of logarithms. The constants' joint uncertainty is carried through the
     closed form of the run's mean operating point (one decode step and one prompt, or one generation of a diffusion
-    model) by 16 draws. The model's own error is the 90 % quantile that cross-validation found: on this model, on
+    model) by 8 draws. The model's own error is the 90 % quantile that cross-validation found: on this model, on
     other models, or on other accelerators, whichever the query is to the set. Queueing that amplifies an error near
     saturation is left out.
     """
@@ -96,8 +96,8 @@ def _log_deviations(parameters: ParameterSet, seconds: Seconds, rng: np.random.G
 
 
 def _joint_draws(parameters: ParameterSet, names: Sequence[str], rng: np.random.Generator) -> FloatArray:
-    """Log moves [draws, names] in pairs of opposite sign, correlated as the fit found."""
-    half = rng.standard_normal((_DRAWS // 2, len(names)))
+    """Log moves [draws, names], correlated as the fit found."""
+    draws = rng.standard_normal((_DRAWS, len(names)))
     keys = {f"{name}@{parameters.site}": name for name in names} if parameters.site else {}
     known = [keys.get(key, key) for key in parameters.correlation.names]
     place = {name: index for index, name in enumerate(names)}
@@ -107,10 +107,8 @@ def _joint_draws(parameters: ParameterSet, names: Sequence[str], rng: np.random.
         values, vectors = np.linalg.eigh(matrix)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         columns = [place[known[index]] for index in rows]
-        half[:, columns] = half[:, columns] @ root.T
-    deviations = np.array([parameters.parameters[name].log_sd for name in names])
-    draws = half * deviations
-    return np.concatenate([draws, -draws])
+        draws[:, columns] = draws[:, columns] @ root.T
+    return draws * np.array([parameters.parameters[name].log_sd for name in names])
 
 
 def _moved(parameters: ParameterSet, names: Sequence[str], row: FloatArray) -> ParameterSet:

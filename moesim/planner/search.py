@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from moesim.engine.serving import paused_collector
 from moesim.errors import InputError
 from moesim.metrics.result import SimulationResult
 from moesim.placement.fit import fits, require_fit
@@ -85,10 +86,11 @@ def recommend_scenario(
         _raise_unfit(scenario)
     trials = list(_trials(scenario, feasible, depths))
     candidates: list[Candidate] = []
-    for done, (trial, equal_to) in enumerate(trials):
-        if progress is not None:
-            progress(done, len(trials), trial.deployment.strategy)
-        candidates.append(_candidate(trial, simulate_scenario(trial, intervals=False), goal, equal_to))
+    with paused_collector():
+        for done, (trial, equal_to) in enumerate(trials):
+            if progress is not None:
+                progress(done, len(trials), trial.deployment.strategy)
+            candidates.append(_candidate(trial, simulate_scenario(trial, intervals=False), goal, equal_to))
     ranked = sorted(candidates, key=lambda item: (not item.meets_slo, -item.score, item.deployment.max_num_seqs))
     leading = [_with_interval(item, scenario) for item in ranked[:top]]
     return Recommendation(
