@@ -8,14 +8,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from calibration.errors_left_out import BoolArray, assign_folds, free_of, held_rows, unit_of
+from calibration.errors_left_out import BoolArray, assign_folds, held_rows, unit_of
 from calibration.folds import FoldKind, write_folds
 from calibration.kernel_fit import kernel_folds
 from calibration.pipeline import Calibration, find_files, output_set
-from calibration.run_fit import Linearisation, Progress, apply_estimates, solve
+from calibration.run_fit import Linearisation, Progress, refit_without
 from moesim.specs.catalog import get_model
 from moesim.specs.parameters import Evidence, ParameterSet
 
+_ROUNDS = 3
 SetFoldsFound = tuple[Mapping[str, int], Mapping[int, ParameterSet]]
 
 
@@ -31,8 +32,8 @@ def cross_validate(
 ) -> None:
     """Refit every recipe without each fold, and write the constants and which rows each fold held.
 
-    A fold's constants are one Gauss-Newton step from the full fit, on its linear form; what they predict for the rows
-    left out is simulated (`moesim validate --out-of-fold`), so a poor step shows as an error and never as a gain.
+    A fold begins where the full fit's linear form puts it without its rows, and then goes on as the full fit did, for
+    at most three rounds of simulations of the rows that it keeps.
 
     `configuration` and `series` deal the units out to five folds; `model` leaves one model out at a time; `gpu`
     takes the constants that the other accelerators' data give.
@@ -41,7 +42,7 @@ def cross_validate(
     kernels: dict[str, dict[str, list[dict[str, float]]]] = {}
     for done in fits:
         if done.run_fit is not None:
-            sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, progress))
+            sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, jobs, progress))
         if kind != "gpu":
             for path in find_files(done.recipe.kernels, data).values():
                 kernels.update(kernel_folds(path, jobs, state, progress))
@@ -62,15 +63,15 @@ def _transferred(done: Calibration, made: Mapping[str, ParameterSet]) -> dict[st
     }
 
 
-def _refitted(done: Calibration, kind: FoldKind, progress: Progress) -> dict[str, SetFoldsFound]:
+def _refitted(done: Calibration, kind: FoldKind, jobs: int, progress: Progress) -> dict[str, SetFoldsFound]:
     run_fit = done.run_fit
     assert run_fit is not None
-    linear, free = run_fit.linear, free_of(run_fit)
+    linear = run_fit.linear
     folds = held_rows(linear.observations, kind)
     by_fold: dict[int, ParameterSet] = {}
     for number, (fold, held) in enumerate(folds.items()):
         progress(number, len(folds), f"{done.recipe.name} without {kind} {fold}")
-        by_fold[fold] = apply_estimates(done.joint, linear.columns, solve(linear, free, ~held))
+        by_fold[fold] = refit_without(run_fit, done.start, held, done.recipe.prior_log_sd, jobs, _ROUNDS)
     units = assign_folds(linear.observations.runs, kind)
     found_sets: dict[str, SetFoldsFound] = {}
     for name in done.recipe.outputs:

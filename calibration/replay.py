@@ -127,14 +127,9 @@ def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, Flo
 
 def attention_seconds(model: StepModel, table: StepTable) -> FloatArray:
     """Attention of every segment's step on its busiest rank."""
-    attention = model.attention
-    decode = map(attention.decode_s, table.rank_decodes.tolist(), table.rank_context.tolist())
-    prefill = map(
-        attention.prefill_s,
-        table.chunks.tolist(),
-        table.chunk_tokens.tolist(),
-        table.pairs.tolist(),
-        table.window_pairs.tolist(),
-        table.kv_tokens.tolist(),
-    )
-    return np.fromiter(decode, float) + np.fromiter(prefill, float)
+    attention, seconds = model.attention, np.zeros(len(table.steps))
+    decodes, prompts = table.rank_decodes > 0, table.chunks > 0
+    seconds[decodes] = attention.decode_rows_s(table.rank_decodes[decodes], table.rank_context[decodes])
+    chunks = (table.chunks, table.chunk_tokens, table.pairs, table.window_pairs, table.kv_tokens)
+    seconds[prompts] += attention.prefill_rows_s(np.stack([column[prompts] for column in chunks], axis=1))
+    return seconds

@@ -26,6 +26,10 @@ FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 _LARGEST_MOVE = 1.6
 _CONVERGED = 0.004
+_SETTLED = 0.004
+"""Two rounds in a row that move what is minimised by less than this share of it end a fit."""
+_ROUGH_RUNS = 100
+_ROUGH_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,8 @@ def fit_runs(
     *,
     start: ParameterSet | None = None,
     jobs: int = -1,
-    max_rounds: int = 10,
+    max_rounds: int = 8,
+    rough: bool = True,
     progress: Progress | None = None,
 ) -> RunFit:
     """Move the constants of `columns` until simulated runs agree with the measured ones.
@@ -191,24 +196,73 @@ def fit_runs(
     a round that made the agreement worse shortens the reach, and the answer is a point that was simulated.
     Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
     `start`: constants to begin from, where better ones than the priors are known.
+    `rough`: begin with rounds on about a hundred runs spread over all, which is where most of the way is made.
 
     Raises:
         InputError: no run can be predicted.
     """
-    current = start or base
     free = [_prior(base, column, prior_log_sd) for column in columns]
-    best, least, reach = None, math.inf, _LARGEST_MOVE
+    point = start or base
+    few = _spread_over(observations)
+    if rough and few is not observations:
+        point = _descend(point, few, columns, free, jobs, _ROUGH_ROUNDS, progress).parameters
+    return _descend(point, observations, columns, free, jobs, max_rounds, progress)
+
+
+def refit_without(
+    full: RunFit,
+    base: ParameterSet,
+    held: NDArray[np.bool_],
+    prior_log_sd: Mapping[str, float],
+    jobs: int,
+    max_rounds: int,
+    progress: Progress | None = None,
+) -> ParameterSet:
+    """The constants from all rows but `held` [data]: the full fit's linear form says where to begin, simulations go on.
+
+    Args:
+        base: the set whose constants are the priors, as in the full fit.
+    """
+    linear = full.linear
+    free = [_prior(base, column, prior_log_sd) for column in linear.columns]
+    begin = apply_estimates(full.parameters, linear.columns, solve(linear, free, ~held))
+    kept = linear.observations.where(~held)
+    return _descend(begin, kept, linear.columns, free, jobs, max_rounds, progress).parameters
+
+
+def _spread_over(observations: Observations) -> Observations:
+    """Every n-th of many runs, about a hundred in all; few runs as they are."""
+    runs = sorted({run for run, _ in observations.index}, key=lambda run: (observations.runs[run].site, run))
+    every = len(runs) // _ROUGH_RUNS
+    if every < 2:
+        return observations
+    chosen = set(runs[::every])
+    return observations.where(np.array([run in chosen for run, _ in observations.index]))
+
+
+def _descend(
+    current: ParameterSet,
+    observations: Observations,
+    columns: Sequence[Column],
+    free: Sequence[FreeParameter],
+    jobs: int,
+    max_rounds: int,
+    progress: Progress | None,
+) -> RunFit:
+    """Gauss-Newton from `current`, as `fit_runs` says."""
+    best, least, reach, settled = None, math.inf, _LARGEST_MOVE, 0
     for _ in range(max_rounds):
         at = np.log([value_of(current, column) for column in columns])
         logs, slopes = linearise(observations, current, columns, jobs, progress)
         linear = _finite(Linearisation(observations, tuple(columns), logs, slopes, at))
         cost = _cost(linear, free)
+        settled = settled + 1 if abs(cost - least) < _SETTLED * least else 0
         reach = min(2 * reach, _LARGEST_MOVE) if cost < least else reach / 4
         if best is None or cost < least:
             best, least = linear, cost
         result = solve(best, free, reach=reach)
         moved = np.log([item.value for item in result.estimates]) - best.at
-        if np.abs(moved).max() < _CONVERGED:
+        if np.abs(moved).max() < _CONVERGED or settled == 2:
             break
         current = apply_estimates(current, columns, result)
     if best is None:

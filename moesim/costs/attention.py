@@ -76,6 +76,11 @@ class AttentionCoefficients:
             seconds += layers * line.seconds(context, ARRAYS)
         return seconds
 
+    def decode_rows_s(self, sequences: FloatArray, context: FloatArray) -> FloatArray:
+        """The same for many steps [steps], each with its own batch of at least one sequence."""
+        lines = ((kernel.layers, decode_line(kernel.decode, sequences, ARRAYS)) for kernel in self.kernels)
+        return sum((layers * line.seconds(context, ARRAYS) for layers, line in lines), np.zeros_like(context))
+
     def prefill_s(self, chunks: float, tokens: float, pairs: float, window_pairs: float, kv_tokens: float) -> float:
         """Seconds of prefill attention of `chunks` chunks of together `tokens` new tokens.
 

@@ -80,13 +80,7 @@ class StepLog:
         """Seconds of attention, summed over steps and ranks (at the mean context of each run of steps)."""
         rows, chunks = self.decodes(), self.prefills()
         seconds = float(attention.prefill_rows_s(chunks).sum()) if len(chunks) else 0.0
-        if not len(rows):
-            return seconds
-        ordered = rows[np.argsort(rows[:, 0], kind="stable")]
-        sizes, starts = np.unique(ordered[:, 0], return_index=True)
-        for sequences, part in zip(sizes.tolist(), np.split(ordered, starts[1:]), strict=True):
-            seconds += float(attention.decode_steps_s(sequences, part[:, 1]) @ part[:, 2])
-        return seconds
+        return seconds + float(attention.decode_rows_s(rows[:, 0], rows[:, 1]) @ rows[:, 2])
 
 
 class LockstepGroup:

@@ -54,6 +54,9 @@ def test_floats_and_arrays_agree(model, sequences, length):
     context = sequences * (length + np.arange(7.0))
     one_by_one = [found.decode_s(sequences, value) for value in context.tolist()]
     assert found.decode_steps_s(sequences, context) == pytest.approx(one_by_one, rel=1e-12)
+    batches = sequences + np.arange(7.0)
+    one_by_one = list(map(found.decode_s, batches.tolist(), context.tolist()))
+    assert found.decode_rows_s(batches, context) == pytest.approx(one_by_one, rel=1e-12)
 
 
 def test_a_large_batch_streams_its_cache_at_the_achieved_bandwidth():
