@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
@@ -23,7 +23,7 @@ from moesim.specs.parameters import (
     list_parameter_sets,
     select_parameters,
 )
-from moesim.specs.scenario import DiffusionRun, Scenario, check_scenario
+from moesim.specs.scenario import DenoisingCode, DiffusionRun, Scenario, check_scenario
 from moesim.specs.trace_file import read_trace
 from moesim.specs.workload import AllAtOnce, Arrival, ClosedLoop, OpenLoop, Workload
 
@@ -93,6 +93,7 @@ def make_scenario(request: Request) -> Scenario:
     frontend: Frontend = request.frontend or ("offline" if model.is_diffusion else "server")
     tp, dp, gpus = _parallel_sizes(request)
     cluster = make_cluster(accelerator, gpus, request.nodes)
+    parameters = find_parameters(request, accelerator, model)
     scenario = Scenario(
         model=model,
         cluster=cluster,
@@ -100,9 +101,9 @@ def make_scenario(request: Request) -> Scenario:
             _deployment(request, accelerator, frontend, tp, dp, model), model, _placement_words(request)
         ),
         workload=make_workload(request, model),
-        parameters=find_parameters(request, accelerator, model),
+        parameters=parameters,
         routing=drifting(find_routing(request.routing), request.drift_steps),
-        diffusion=_diffusion(request, model),
+        diffusion=_diffusion(request, model, parameters),
         seed=request.seed,
     )
     return check_scenario(scenario)
@@ -223,7 +224,7 @@ def _arrival(request: Request, model: Model) -> Arrival:
     return ClosedLoop(concurrency=1 if model.is_diffusion else 16)
 
 
-def _diffusion(request: Request, model: Model) -> DiffusionRun | None:
+def _diffusion(request: Request, model: Model, parameters: ParameterSet) -> DiffusionRun | None:
     words = {name: getattr(request, name) for name in ("generation_len", "steps", "block_len", "cache")}
     given = {name: value for name, value in words.items() if value is not None}
     defaults = model.diffusion
@@ -244,7 +245,14 @@ def _diffusion(request: Request, model: Model) -> DiffusionRun | None:
         cfg_scale=request.cfg_scale,
         cache=request.cache or ("prefix" if defaults.block_causal else "none"),
         expert_execution=request.expert_execution,
+        code=cast(DenoisingCode, _denoising_code(request, parameters)),
     )
+
+
+def _denoising_code(request: Request, parameters: ParameterSet) -> str:
+    """The program: as asked, else the one that the constants were fitted on, else this project's engine."""
+    fitted_on = parameters.engine_version if parameters.engine_version in get_args(DenoisingCode) else "moesim"
+    return request.engine_version or fitted_on
 
 
 def engine_of(request: Request, model: Model) -> str:

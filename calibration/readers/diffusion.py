@@ -28,5 +28,6 @@ def read_row(row: Row) -> MeasuredRun | str:
         concurrency=1,
         num_prompts=row.integer("num_prompts"),
         max_num_seqs=1,
+        engine_version="reference",
     )
     return MeasuredRun(id=row.identity, engine="llada", request=request, measured=row.measured(METRICS))

@@ -12,6 +12,8 @@ from calibration.sources import LIMITS, Limits, check_number, hash_file, read_js
 from moesim.errors import InputError
 
 SCHEMA = "moesim.llada/1"
+_CODE = "moesim"
+"""The program that writes such documents, in the simulator's words (`moesim.specs.scenario.DenoisingCode`)."""
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -103,6 +105,7 @@ def _to_measurement(run: _Run, place: str, source: Provenance, flags: tuple[str,
         "concurrency": settings.batch * replicas,
         "max_num_seqs": settings.batch,
         "num_prompts": settings.batch * replicas * max(len(run.repeats), 1),
+        "engine_version": _CODE,
     }
     versions = {
         name: str(run.environment[name])

@@ -18,6 +18,8 @@ from hw_validation.server.variables import server_variables
 from moesim.scenarios import make_scenario
 
 ENGINE = "moesim-llada"
+CODE = "moesim"
+"""The engine's program, in the simulator's words (`moesim.specs.scenario.DenoisingCode`)."""
 
 
 def measure_diffusion(runs: list[PlannedRun], log: RecordLog, options: RunOptions, machine: Environment) -> list[str]:
@@ -90,6 +92,7 @@ def _to_record(run: PlannedRun, found: dict[str, Any], machine: Environment) -> 
         flags=flags | {"hardware": run.server.hardware, "gpus": run.server.gpus},
     )
     point = msgspec.to_builtins(run.request) | {"repeat": run.repeat, "prompt_seed": run.seed}
+    point["engine_version"] = CODE
     return make_record("closed_loop", run.key, setup, point, values=values, tables={"llada": [found]})
 
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.attention import AttentionCoefficients, attention_coefficients
+from moesim.costs.denoising import program_of
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost
 from moesim.costs.layout import Layout
-from moesim.costs.step import rank_operators, sampled_operators
+from moesim.costs.step import rank_operators, sampled_operators, token_grid, touching_all
 from moesim.specs.scenario import DiffusionRun
 
 FloatArray = NDArray[np.float64]
-_EAGER_OPS_PER_LAYER = 45.0
-"""PyTorch operations of one transformer layer in reference code (norms in fp32, rotary, attention, MLP)."""
-_EAGER_OPS_ROUTING = 12.0
-"""Router softmax, top-k, one-hot mask and its permutation."""
-_EAGER_OPS_PER_EXPERT = 15.0
-"""Per expert of a Python loop: mask look-up, gather, three products, activation, scaling, index-add."""
 _SAMPLING_BYTES_PER_LOGIT = 36.0
 """Low-confidence remasking: bf16 logits read twice, fp64 softmax written and read, confidence gathered."""
+_LOOP_KERNELS = 14.0
+"""Kernels of one expert of a loop: five to find its tokens, gather, three products, activation, scaling, index-add."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardShape:
-    """Positions of one forward for one sequence: computed, visible to attention, and sampled."""
+    """Positions of one forward for one sequence: computed, of these in the text that is being written (masks and
+    what became of them), visible to attention, and turned into logits.
+    """
 
     computed: int
+    written: int
     visible: int
     sampled: int
 
@@ -53,8 +53,10 @@ def forward_shapes(run: DiffusionRun, prompt_tokens: int, block_causal: bool) ->
 
     none: all positions are recomputed. prefix: the first forward of a block refreshes everything, later ones
     start at the block. dual: later ones compute the block alone. Block-causal models see only finished blocks
-    and the present one, and with a cache compute the present block alone.
+    and the present one, and with a cache compute the present block alone. Logits are those of the block, or (in the
+    published code) of all that is computed and written.
     """
+    logits = program_of(run).logits
     blocks = run.generation_len // run.block_len
     per_block = run.steps // blocks
     whole = prompt_tokens + run.generation_len
@@ -65,9 +67,10 @@ def forward_shapes(run: DiffusionRun, prompt_tokens: int, block_causal: bool) ->
         later = {"none": visible, "prefix": visible - start, "dual": run.block_len}[run.cache]
         cached = block_causal and run.cache != "none" and block > 0
         first = 2 * run.block_len if cached else visible
-        sampled = visible - prompt_tokens if run.cache == "none" else min(later, run.generation_len)
-        shapes.append(ForwardShape(first, visible, sampled))
-        shapes.extend(ForwardShape(later, visible, sampled) for _ in range(per_block - 1))
+        for index, computed in enumerate((first, *[later] * (per_block - 1))):
+            written = computed if cached or (index and run.cache != "none") else computed - prompt_tokens
+            sampled = run.block_len if logits == "block" else min(written, later)
+            shapes.append(ForwardShape(computed, written, visible, sampled))
     return shapes
 
 
@@ -75,29 +78,55 @@ def forward_times(layout: Layout, run: DiffusionRun, shapes: list[ForwardShape],
     """Cost of each forward for `batch` sequences on every rank (doubled by classifier-free guidance)."""
     copies = batch * (2 if run.cfg_scale > 0 else 1)
     computed = np.array([shape.computed for shape in shapes], dtype=float) * copies
+    written = np.array([shape.written for shape in shapes], dtype=float) * copies
     sampled = np.array([shape.sampled for shape in shapes], dtype=float) * batch
     visible = np.array([shape.visible for shape in shapes], dtype=float)
+    program = program_of(run)
     sizes, index = np.unique(computed, return_inverse=True)
-    operators = {**rank_operators(layout, sizes), **_experts(layout, run, sizes)}
-    operators = {name: _pick(cost, index) for name, cost in operators.items()}
-    operators["output head"] = sampled_operators(layout, computed)["output head"]
+    operators = {name: _pick(cost, index) for name, cost in rank_operators(layout, sizes).items()}
+    operators |= _experts(layout, run, computed, written, copies)
+    rows = sampled * (copies / batch) if program.logits == "block" else computed
+    operators["output head"] = sampled_operators(layout, rows)["output head"]
     operators["sampling"] = layout.rates.kernel(
-        "elementwise", sampled * layout.model.vocab_size * _SAMPLING_BYTES_PER_LOGIT, 0 * sampled, launches=12.0
+        "elementwise",
+        sampled * layout.model.vocab_size * _SAMPLING_BYTES_PER_LOGIT,
+        0 * sampled,
+        launches=program.sampling_kernels,
     )
     operators["attention"] = _attention(layout, computed, visible, copies)
     gpu = np.sum([cost.seconds for cost in operators.values()], axis=0)
     return ForwardTimes(gpu, np.full_like(gpu, host_seconds(layout, run)), operators)
 
 
-def _experts(layout: Layout, run: DiffusionRun, tokens: FloatArray) -> dict[str, OperatorCost]:
-    if not layout.model.num_moe_layers or layout.model.moe is None:
+def _experts(
+    layout: Layout, run: DiffusionRun, computed: FloatArray, written: FloatArray, copies: int
+) -> dict[str, OperatorCost]:
+    """Routed experts of forwards over `computed` tokens, `written` of them in the texts of `copies` sequences.
+
+    Masks have one embedding, so that a text's positions are routed alike: n of them touch as many experts as
+    n ** prompt_routing_exponent independent tokens do.
+    """
+    moe = layout.model.moe
+    if not layout.model.num_moe_layers or moe is None:
         return {}
-    group = (tokens * layout.deployment.lockstep_ranks).astype(np.int64)
-    cost = routed_experts(layout, group).slowest
+    exponent = min(layout.parameters["prompt_routing_exponent"], 1.0)
+    alike = computed - written + copies * (written / copies) ** exponent
+    ranks = layout.deployment.lockstep_ranks
+    sizes = np.unique(np.concatenate((token_grid((), int(computed.max())), computed)))
+    cost = routed_experts(layout, (sizes * ranks).astype(np.int64)).slowest
+    at = np.searchsorted(sizes, computed)
+
+    most = touching_all(layout, moe)
+
+    def touched(values: FloatArray) -> FloatArray:
+        fewer, all_of_them = (np.interp(np.minimum(tokens, most), sizes, values) for tokens in (alike, computed))
+        return values[at] - all_of_them + fewer
+
+    parts = {name: touched(getattr(cost, name)) for name in ("memory_s", "compute_s", "hbm_bytes")}
+    cost = replace(_pick(cost, at), **parts)
     if run.expert_execution == "loop":
-        kernels = _EAGER_OPS_PER_EXPERT * layout.model.moe.num_experts / layout.deployment.expert_parallel_size
-        launch = np.full_like(tokens, kernels * layout.parameters["kernel_s"])
-        cost = OperatorCost(cost.memory_s, cost.compute_s, cost.network_s, launch, cost.hbm_bytes, cost.flops, kernels)
+        kernels = _LOOP_KERNELS * moe.num_experts / layout.deployment.expert_parallel_size
+        cost = replace(cost, launch_s=0 * alike + kernels * layout.parameters["kernel_s"], launches=kernels)
     return {"routed experts": cost.times(layout.model.num_moe_layers)}
 
 
@@ -126,17 +155,18 @@ def _pick(cost: OperatorCost, index: NDArray[np.int64]) -> OperatorCost:
 
 
 def host_seconds(layout: Layout, run: DiffusionRun) -> float:
-    """Host time of one forward: a graph replay, or every PyTorch operation of an eager loop.
+    """Host time of one forward: its calls from Python, where it is a graph those beside its replay.
 
     A Python loop over experts cannot be captured (it asks the GPU which tokens each expert got), so `loop`
     always runs eagerly.
     """
-    model, parameters = layout.model, layout.parameters
+    model, parameters, program = layout.model, layout.parameters, program_of(run)
     looped = run.expert_execution == "loop" and model.moe is not None
+    calls = program.step.weight
     if not layout.deployment.enforce_eager and not looped:
-        return parameters["graph_replay_s"]
-    operations = _EAGER_OPS_PER_LAYER * model.num_layers
+        return parameters["graph_replay_s"] + calls * parameters["host_eager_op_s"]
+    calls += program.dense.weight * model.num_dense_layers
     if model.moe is not None:
         experts = model.moe.num_experts / layout.deployment.expert_parallel_size if looped else 1.0
-        operations += model.num_moe_layers * (_EAGER_OPS_ROUTING + _EAGER_OPS_PER_EXPERT * experts)
-    return operations * parameters["host_eager_op_s"]
+        calls += model.num_moe_layers * (program.sparse.weight + program.expert.weight * experts)
+    return calls * parameters["host_eager_op_s"]

@@ -28,6 +28,7 @@ from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost, transfer
 from moesim.costs.layout import Layout
 from moesim.specs.deployment import captured_sizes
+from moesim.specs.model import MixtureOfExperts
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -183,8 +184,12 @@ def _weights_s(layout: Layout, tokens: FloatArray, memory_s: FloatArray) -> Floa
     moe = layout.model.moe
     if moe is None:
         return memory_s
-    all_touched = 5 * moe.num_experts / moe.top_k / layout.deployment.lockstep_ranks
-    return np.minimum(memory_s, np.interp(all_touched, tokens, memory_s))
+    return np.minimum(memory_s, np.interp(touching_all(layout, moe), tokens, memory_s))
+
+
+def touching_all(layout: Layout, moe: MixtureOfExperts) -> float:
+    """Tokens of a rank with which every expert has five tokens on average: more touch no more experts."""
+    return 5 * moe.num_experts / moe.top_k / layout.deployment.lockstep_ranks
 
 
 def graph_sizes(layout: Layout) -> tuple[int, ...]:

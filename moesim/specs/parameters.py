@@ -126,7 +126,8 @@ ENGINE_PARAMETERS = (
     "prompt_routing_exponent",
 )
 """How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, and how
-alike the tokens of one prompt are routed (n tokens touch the experts of n ** exponent independent ones)."""
+alike the tokens of one prompt, or of a text that is being denoised, are routed (n tokens touch the experts of
+n ** exponent independent ones)."""
 
 NETWORK_PARAMETERS = (
     "ring_ll_s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal, get_args
 
 import msgspec
 
@@ -14,6 +15,9 @@ from moesim.specs.parameters import ParameterSet
 from moesim.specs.routing import UNIFORM, Routing
 from moesim.specs.workload import Workload, check_workload
 
+DenoisingCode = Literal["moesim", "reference"]
+"""Programs that denoise (`moesim.costs.denoising`): this project's engine, and the models' published code."""
+
 
 class DiffusionRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a masked-diffusion model decodes.
@@ -21,7 +25,7 @@ class DiffusionRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     `steps` denoising forwards are spread evenly over `generation_len / block_len` blocks. A `cfg_scale`
     above 0 doubles the batch. `cache`: none (every position recomputed), prefix (positions before the block
     are cached) or dual (only the block is recomputed). `expert_execution`: loop (one Python call an expert)
-    or grouped (one grouped GEMM).
+    or grouped (one grouped GEMM). `code`: the program.
     """
 
     generation_len: int
@@ -30,6 +34,7 @@ class DiffusionRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     cfg_scale: float = 0.0
     cache: str = "none"
     expert_execution: str = "grouped"
+    code: DenoisingCode = "moesim"
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,3 +84,5 @@ def _check_diffusion(run: DiffusionRun) -> None:
         raise InputError(f"cache: unknown {run.cache!r}; known: none, prefix, dual")
     if run.expert_execution not in ("loop", "grouped"):
         raise InputError(f"expert_execution: unknown {run.expert_execution!r}; known: grouped, loop")
+    if run.code not in get_args(DenoisingCode):
+        raise InputError(f"engine_version: unknown {run.code!r}; known: {', '.join(get_args(DenoisingCode))}")
