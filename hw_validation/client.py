@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hw_validation.peers import ALONE, Peers
 from hw_validation.step_trace import StepRow
+
+_STEPS_BETWEEN_LOOKS = 8
 
 
 class BudgetSpentError(Exception):
@@ -75,15 +78,18 @@ class Client:
     """Sends random prompts to `engine` and notes when their tokens arrive.
 
     `deadline_s` is a time of `time.perf_counter` after which `step` aborts all requests and raises
-    BudgetSpentError.
+    BudgetSpentError. With `peers`, whose engines step together, the first process looks at its clock every
+    few steps and all of them stop at that step.
     """
 
-    def __init__(self, engine: Engine, deadline_s: float, seed: int = 0) -> None:
+    def __init__(self, engine: Engine, deadline_s: float, seed: int = 0, peers: Peers = ALONE) -> None:
         self.engine = engine
         self.deadline_s = deadline_s
         self.pending: dict[str, Answer] = {}
         self.submit_s = 0.0
-        self._random = random.Random(seed)
+        self.peers = peers
+        self._steps = 0
+        self._random = random.Random(seed + peers.replica)
         self._prompts: dict[int, list[list[int]]] = {}
         self._count = 0
 
@@ -108,7 +114,7 @@ class Client:
 
     def step(self) -> list[Answer]:
         """One engine step; the answers that it completed."""
-        if time.perf_counter() > self.deadline_s:
+        if self._is_over():
             self.abort()
             raise BudgetSpentError
         tokens = self.engine.step()
@@ -122,6 +128,13 @@ class Client:
             if finished:
                 done.append(self.pending.pop(request_id))
         return done
+
+    def _is_over(self) -> bool:
+        over = time.perf_counter() > self.deadline_s
+        self._steps += 1
+        return (
+            self.peers.agree(over) if (self._steps - 1) % _STEPS_BETWEEN_LOOKS == 0 or self.peers.size == 1 else False
+        )
 
     def finish(self) -> list[Answer]:
         """Step until every request is answered."""

@@ -7,6 +7,7 @@ is stated here by family, as in the published config.json of the model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def write_model_folder(model: Model, folder: Path, num_layers: int | None = None
     """
     config = make_config(model, num_layers, bf16)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    target = folder / "config.json"
+    draft = folder / f"config.{os.getpid()}"  # several ranks write at once, and none may read a half
+    draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    draft.replace(target)
     return folder
 
 
@@ -103,6 +107,24 @@ def _qwen2_moe(model: Model, layers: int) -> Config:
         "num_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k,
         "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+    }
+
+
+def _qwen3_moe(model: Model, layers: int) -> Config:
+    moe, attention = _parts(model)
+    return _common(model, layers, "Qwen3MoeForCausalLM", "qwen3_moe") | {
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": moe.top_k * moe.intermediate_size,
+        "moe_intermediate_size": moe.intermediate_size,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "use_sliding_window": False,
@@ -187,6 +209,7 @@ _FAMILIES: dict[str, Callable[[Model, int], Config]] = {
     "olmoe": _olmoe,
     "qwen1.5-moe": _qwen2_moe,
     "qwen2-57b": _qwen2_moe,
+    "qwen3-30b-a3b": _qwen3_moe,
     "mixtral-8x7b": _mixtral,
     "dbrx": _dbrx,
     "deepseek-v3": _deepseek_v3,

@@ -45,11 +45,12 @@ def condition_weights(model: torch.nn.Module) -> dict[str, int]:
     return counts | {"routers_redrawn": draw_routers(model, 0.0)}
 
 
-def draw_routers(model: torch.nn.Module, spread: float, seed: int = 0) -> int:
+def draw_routers(model: torch.nn.Module, spread: float, seed: int = 0, falling: bool = False) -> int:
     """Fill each router with its own normal numbers; row lengths are log-normal with `spread` (0: all alike).
 
     A token's score for an expert is then normal with the row's length as its standard deviation, so experts
-    with long rows are chosen more often. Returns the number of routers.
+    with long rows are chosen more often. `falling` puts the longest first: the popular experts are then those of
+    the first expert-parallel ranks. Returns the number of routers.
     """
     import torch
 
@@ -59,32 +60,41 @@ def draw_routers(model: torch.nn.Module, spread: float, seed: int = 0) -> int:
             generator = torch.Generator().manual_seed(seed + count)
             rows = torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5
             lengths = torch.exp(spread * torch.randn(parameter.shape[0], 1, generator=generator))
+            if falling:
+                lengths = lengths.sort(dim=0, descending=True).values
             parameter.data.copy_((rows * lengths).to(parameter.dtype))
             count += 1
     return count
 
 
-def estimate_loads(model: torch.nn.Module, top_k: int, num_tokens: int = 4096) -> dict[str, float]:
+def estimate_loads(model: torch.nn.Module, top_k: int, num_tokens: int = 4096, ranks: int = 1) -> dict[str, float]:
     """How evenly tokens spread over the experts, from the routers alone (random unit-variance hidden states).
 
-    Mean over layers of: the most loaded expert's tokens over the mean, and the Gini index of the tokens.
+    Mean over layers of: the most loaded expert's tokens over the mean, and the Gini index of the tokens. With
+    more than one expert-parallel rank also the most loaded rank's tokens over the mean, each rank holding a run of
+    neighbouring experts.
     """
     import torch
 
     maxima: list[float] = []
     ginis: list[float] = []
+    rank_maxima: list[float] = []
     for parameter in _routers(model):
         weight = parameter.detach().float()
         hidden = torch.randn(num_tokens, weight.shape[1], device=weight.device)
         chosen = (hidden @ weight.T).topk(min(top_k, weight.shape[0]), dim=1).indices
-        load = torch.bincount(chosen.flatten(), minlength=weight.shape[0]).float().sort().values
+        counts = torch.bincount(chosen.flatten(), minlength=weight.shape[0]).float()
+        shares = torch.stack([part.sum() for part in counts.tensor_split(ranks)])
+        rank_maxima.append(float(shares.max() / shares.mean()))
+        load = counts.sort().values
         place = torch.arange(1, len(load) + 1, device=load.device)
         maxima.append(float(load[-1] / load.mean()))
         ginis.append(float(2 * (place * load).sum() / (len(load) * load.sum()) - (len(load) + 1) / len(load)))
     if not maxima:
         return {}
     count = len(maxima)
-    return {"expert_load_max_over_mean": sum(maxima) / count, "expert_load_gini": sum(ginis) / count}
+    loads = {"expert_load_max_over_mean": sum(maxima) / count, "expert_load_gini": sum(ginis) / count}
+    return loads | ({"rank_load_max_over_mean": sum(rank_maxima) / count} if ranks > 1 else {})
 
 
 def _routers(model: torch.nn.Module) -> Iterator[torch.Tensor]:

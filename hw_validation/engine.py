@@ -14,7 +14,9 @@ import msgspec
 from hw_validation.dummy_models import write_model_folder
 from hw_validation.dummy_weights import condition_weights, draw_routers, estimate_loads
 from hw_validation.environment import read_environment
+from hw_validation.machine.nvidia import topology
 from hw_validation.marks import make_marks
+from hw_validation.peers import ALONE, Peers, join_peers
 from hw_validation.plan import Limits
 from hw_validation.records import Setup
 from hw_validation.step_trace import StepRow, StepTracer
@@ -41,6 +43,17 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     return_routed_experts: bool = False
     async_scheduling: bool | None = None
     gpu_memory_utilization: float = 0.92
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    disable_custom_all_reduce: bool = False
+    eplb_interval: int = 0
+    num_redundant_experts: int = 0
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes, one a GPU, that run the deployment together."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
 
 @dataclass
@@ -56,13 +69,15 @@ class TracedEngine:
     top_k: int
     num_experts: int
     start_s: float
+    peers: Peers = ALONE
+    expert_ranks: int = 1
     routed: list[Any] = field(default_factory=list)
 
-    def draw_routers(self, spread: float) -> dict[str, float]:
+    def draw_routers(self, spread: float, falling: bool = False) -> dict[str, float]:
         """Redraw all routers with `spread` and return the load figures that follow."""
         model = self.runner.get_model()
-        draw_routers(model, spread)
-        return estimate_loads(model, self.top_k)
+        draw_routers(model, spread, falling=falling)
+        return estimate_loads(model, self.top_k, ranks=self.expert_ranks)
 
     def step(self) -> list[tuple[str, int, bool]]:
         """Run one engine step: (request id, new tokens, finished) for every request that got tokens."""
@@ -102,8 +117,8 @@ class TracedEngine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request is unanswered."""
-        return bool(self.engine.has_unfinished_requests())
+        """Whether any request of this process is unanswered (asking the engine would ask all replicas, each time)."""
+        return bool(self.engine.output_processor.has_unfinished_requests())
 
 
 def prepare_engine(settings: EngineSettings, folder: Path) -> Path:
@@ -141,24 +156,38 @@ def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
     path = prepare_engine(settings, folder)
     from vllm import LLM
 
+    check_ranks(settings)
     _skip_graph_memory_estimate()
     model = get_model(settings.model)
     engine = LLM(model=str(path), **_engine_words(settings)).llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner
     top_k = model.moe.top_k if model.moe else 0
-    flags = condition_weights(runner.get_model()) | estimate_loads(runner.get_model(), top_k)
+    expert_ranks = settings.num_ranks if settings.enable_expert_parallel else 1
+    flags = condition_weights(runner.get_model()) | estimate_loads(runner.get_model(), top_k, ranks=expert_ranks)
     config = engine.vllm_config
     return TracedEngine(
         engine=engine,
         tracer=StepTracer(engine.engine_core.engine_core.scheduler, runner, make_marks()),
         runner=runner,
-        setup=_describe(model, settings, _read_flags(config, runner) | flags),
+        setup=_describe(model, settings, _read_flags(config, runner) | _read_parallel(config) | flags),
         limits=_read_limits(config),
         vocab_size=model.vocab_size,
         top_k=top_k,
         num_experts=model.moe.num_experts if model.moe else 0,
         start_s=time.perf_counter() - begin,
+        peers=join_peers(settings.data_parallel_size),
+        expert_ranks=expert_ranks,
     )
+
+
+def check_ranks(settings: EngineSettings) -> None:
+    """Refuse sizes for which this process was not started with as many others."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != settings.num_ranks:
+        raise InputError(
+            f"tensor_parallel_size x data_parallel_size is {settings.num_ranks}, but {world} processes were started "
+            f"(python -m hw_validation.ranks {settings.num_ranks} -- ..., or torchrun)"
+        )
 
 
 def _skip_graph_memory_estimate() -> None:
@@ -182,6 +211,8 @@ def _engine_words(settings: EngineSettings) -> dict[str, Any]:
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "enable_return_routed_experts": settings.return_routed_experts,
     }
+    if settings.num_ranks > 1:
+        words |= _parallel_words(settings)
     if settings.async_scheduling is not None:
         words["async_scheduling"] = settings.async_scheduling
     if settings.attention_backend:
@@ -190,6 +221,27 @@ def _engine_words(settings: EngineSettings) -> dict[str, Any]:
         words["compilation_config"] = {"cudagraph_capture_sizes": list(settings.capture_sizes)}
     elif settings.max_captured_tokens:
         words["compilation_config"] = {"max_cudagraph_capture_size": settings.max_captured_tokens}
+    return words
+
+
+def _parallel_words(settings: EngineSettings) -> dict[str, Any]:
+    """One process a rank, each with an engine of its own, so that every step can be traced where it runs."""
+    words: dict[str, Any] = {
+        "distributed_executor_backend": "external_launcher",
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "data_parallel_size": settings.data_parallel_size,
+        "enable_expert_parallel": settings.enable_expert_parallel,
+        "disable_custom_all_reduce": settings.disable_custom_all_reduce,
+    }
+    if settings.eplb_interval:
+        words["enable_eplb"] = True
+        words["eplb_config"] = {
+            "window_size": settings.eplb_interval,
+            "step_interval": settings.eplb_interval,
+            "num_redundant_experts": settings.num_redundant_experts,
+            "use_async": False,
+            "communicator": "pynccl",
+        }
     return words
 
 
@@ -238,6 +290,36 @@ def _read_flags(config: Any, runner: Any) -> dict[str, Any]:
         "returns_routed_experts": bool(config.model_config.enable_return_routed_experts),
         "frontend": "in-process",
         "environment_variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("VLLM_USE")},
+    }
+
+
+def _read_parallel(config: Any) -> dict[str, Any]:
+    """How several GPUs share the model, and what links them; nothing on one GPU."""
+    parallel = config.parallel_config
+    ranks = parallel.tensor_parallel_size * parallel.data_parallel_size
+    if ranks == 1:
+        return {}
+    from vllm.distributed.parallel_state import get_tp_group
+
+    custom = getattr(get_tp_group().device_communicator, "ca_comm", None)
+    return {
+        "gpus": ranks,
+        "data_parallel_size": parallel.data_parallel_size,
+        "enable_expert_parallel": bool(parallel.enable_expert_parallel),
+        "expert_parallel_size": ranks if parallel.enable_expert_parallel else 1,
+        "all2all_backend": str(parallel.all2all_backend),
+        "custom_all_reduce": custom is not None and not custom.disabled,
+        "enable_eplb": bool(parallel.enable_eplb),
+        "eplb_window": int(parallel.eplb_config.window_size),
+        "eplb_interval": int(parallel.eplb_config.step_interval),
+        "eplb_sync": not parallel.eplb_config.use_async,
+        "eplb_communicator": str(parallel.eplb_config.communicator),
+        "num_redundant_experts": int(parallel.eplb_config.num_redundant_experts),
+        "expert_placement": str(parallel.expert_placement_strategy),
+        "nccl_variables": {
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(("NCCL_", "VLLM_ALLREDUCE"))
+        },
+        "topology": [" ".join(line.split()) for line in topology().splitlines() if line.strip()],
     }
 
 

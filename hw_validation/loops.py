@@ -12,15 +12,19 @@ from hw_validation.summaries import summarize
 
 
 def run_closed_loop(client: Client, point: ClosedLoopPoint) -> Measured:
-    """`concurrency` clients; each sends its next request as soon as its last one is answered."""
-    client.prepare(point.num_requests, point.input_len)
+    """`concurrency` clients; each sends its next request as soon as its last one is answered.
+
+    Data-parallel replicas share clients and requests evenly; the summary is of all, the steps are this replica's.
+    """
+    requests, clients = (count // client.peers.replicas for count in (point.num_requests, point.concurrency))
+    client.prepare(requests, point.input_len)
     client.submit_s = 0.0
     begin = time.perf_counter()
-    for _ in range(min(point.concurrency, point.num_requests)):
+    for _ in range(min(clients, requests)):
         client.send(point.input_len, point.output_len)
-    left = point.num_requests - point.concurrency
+    left = requests - clients
     answers: list[Answer] = []
-    while len(answers) < point.num_requests:
+    while len(answers) < requests:
         for answer in client.step():
             answers.append(answer)
             if left > 0:
@@ -53,7 +57,10 @@ def run_open_loop(client: Client, point: OpenLoopPoint, requests_per_s: float, s
 
 
 def _summarize_loop(client: Client, answers: list[Answer], begin_s: float, input_len: int) -> dict[str, float | None]:
-    duration_s = max(answer.tokens_s[-1] for answer in answers) - begin_s
+    submit_mean_ms = 1e3 * client.submit_s / len(answers)
+    replicas = client.peers.one_per_replica((begin_s, answers))
+    answers = [answer for _, each in replicas for answer in each]
+    duration_s = max(answer.tokens_s[-1] for answer in answers) - min(begin for begin, _ in replicas)
     tokens = sum(len(answer.tokens_s) for answer in answers)
     values: dict[str, float | None] = {
         "num_requests": float(len(answers)),
@@ -61,7 +68,7 @@ def _summarize_loop(client: Client, answers: list[Answer], begin_s: float, input
         "requests_per_s": len(answers) / duration_s,
         "output_tokens_per_s": tokens / duration_s,
         "total_tokens_per_s": (tokens + len(answers) * input_len) / duration_s,
-        "submit_mean_ms": 1e3 * client.submit_s / len(answers),
+        "submit_mean_ms": submit_mean_ms,
     }
     values |= summarize("ttft", "ms", [answer.ttft_ms for answer in answers])
     values |= summarize("tpot", "ms", [answer.tpot_ms for answer in answers])

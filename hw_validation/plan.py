@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,11 @@ MIXES = ((256, 128), (1024, 64))
 OPEN_LOADS = (0.3, 0.6, 0.8)
 WARM_STEPS = 3
 ROUTER_SPREAD = 1.0
+PARALLEL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+RANK_SPREADS = (0.0, 0.3, 1.0)
+RANK_BATCHES = (16, 64, 256)
+RANK_PREFILLS = (512, 2048, 3840)
+PARALLEL_CONCURRENCIES = (64, 8, 256)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +57,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
     """`batch_size` sequences of about `context_len` tokens decode `num_steps` steps together.
 
-    `router_spread` is the log-normal spread of the router's row lengths (0: even routing; see
-    `hw_validation.dummy_weights`).
+    On data-parallel replicas each decodes as many. `router_spread` is the log-normal spread of the router's row
+    lengths (0: even routing) and `router_falling` says that the longest come first, so that the first ranks hold
+    the popular experts (`hw_validation.dummy_weights`).
     """
 
     batch_size: int
@@ -60,25 +67,32 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int
     temperature: float = 1.0
     router_spread: float = 0.0
+    router_falling: bool = False
 
     @property
     def key(self) -> str:
         """Name of the point within one sweep."""
-        name = f"decode/{self.batch_size}x{self.context_len}"
-        return f"{name}/temperature{self.temperature:g}/spread{self.router_spread:g}"
+        name = f"decode/{self.batch_size}x{self.context_len}/temperature{self.temperature:g}"
+        return f"{name}/spread{self.router_spread:g}{'/falling' if self.router_falling else ''}"
 
 
-class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True):
+class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`num_prompts` prompts of `prompt_len` tokens enter an idle engine in one step; `repeats` are measured."""
 
     num_prompts: int
     prompt_len: int
     repeats: int
+    router_spread: float = 0.0
+    router_falling: bool = False
 
     @property
     def key(self) -> str:
         """Name of the point within one sweep."""
-        return f"prefill/{self.num_prompts}x{self.prompt_len}"
+        return f"prefill/{self.num_prompts}x{self.prompt_len}{_routing_key(self)}"
+
+
+def _routing_key(point: PrefillPoint | ClosedLoopPoint) -> str:
+    return f"/spread{point.router_spread:g}{'/falling' if point.router_falling else ''}" if point.router_spread else ""
 
 
 class MixedPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,18 +109,20 @@ class MixedPoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"mixed/{self.batch_size}x{self.context_len}+{self.prefill_tokens}"
 
 
-class ClosedLoopPoint(msgspec.Struct, frozen=True, kw_only=True):
+class ClosedLoopPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`concurrency` clients, each sending its next request when its last one is answered."""
 
     concurrency: int
     input_len: int
     output_len: int
     num_requests: int
+    router_spread: float = 0.0
+    router_falling: bool = False
 
     @property
     def key(self) -> str:
         """Name of the point within one sweep."""
-        return f"closed/{self.concurrency}/{self.input_len}in{self.output_len}out"
+        return f"closed/{self.concurrency}/{self.input_len}in{self.output_len}out{_routing_key(self)}"
 
 
 class OpenLoopPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +183,7 @@ def decode_tokens(point: DecodePoint, limits: Limits) -> int:
     return chunks + WARM_STEPS + point.num_steps + 2
 
 
-def _decodes(context_len: int, limits: Limits, batches: tuple[int, ...] = BATCHES, **fields: float) -> Iterator[Point]:
+def _decodes(context_len: int, limits: Limits, batches: tuple[int, ...] = BATCHES, **fields: Any) -> Iterator[Point]:
     for batch_size in batches:
         num_steps = 32 if batch_size <= 16 else 20
         context = fitting_context(batch_size, context_len, 4 * num_steps, limits)
@@ -177,6 +193,10 @@ def _decodes(context_len: int, limits: Limits, batches: tuple[int, ...] = BATCHE
 
 def _first_decodes(contexts: list[int], limits: Limits) -> Iterator[Point]:
     yield from _decodes(contexts[0], limits)
+
+
+def _parallel_decodes(contexts: list[int], limits: Limits) -> Iterator[Point]:
+    yield from _decodes(contexts[0], limits, PARALLEL_BATCHES)
 
 
 def _other_decodes(contexts: list[int], limits: Limits) -> Iterator[Point]:
@@ -204,6 +224,23 @@ def _prefills(_: list[int], limits: Limits) -> Iterator[Point]:
             yield PrefillPoint(num_prompts=num_prompts, prompt_len=prompt_len, repeats=6 if tokens <= 2048 else 4)
 
 
+def _rank_skews(contexts: list[int], limits: Limits) -> Iterator[Point]:
+    """Decodes, prefills and loops at growing imbalance between expert-parallel ranks, popular experts together."""
+    for spread in RANK_SPREADS:
+        yield from _decodes(contexts[0], limits, RANK_BATCHES, router_spread=spread, router_falling=spread > 0)
+        for prompt_len in RANK_PREFILLS:
+            if prompt_len < limits.max_model_len:
+                yield PrefillPoint(
+                    num_prompts=1, prompt_len=prompt_len, repeats=6, router_spread=spread, router_falling=spread > 0
+                )
+        yield from _loops(0, (64, 256), limits, 2, spread)
+
+
+def _settling_loops(_: list[int], limits: Limits) -> Iterator[Point]:
+    """Loops under one strong skew, long enough for experts to be moved before the last ones."""
+    yield from _loops(0, (64,), limits, 6, RANK_SPREADS[-1])
+
+
 def _mixed(_: list[int], limits: Limits) -> Iterator[Point]:
     for batch_size in MIXED_DECODES:
         for prefill_tokens in MIXED_PREFILLS:
@@ -217,18 +254,25 @@ def _closed_loops(
     mix: int, concurrencies: tuple[int, ...] = CONCURRENCIES
 ) -> Callable[[list[int], Limits], Iterator[Point]]:
     def points(_: list[int], limits: Limits) -> Iterator[Point]:
-        input_len, output_len = MIXES[mix]
-        for concurrency in concurrencies:
-            waves = 4 if concurrency <= 32 else 2
-            if concurrency <= limits.max_num_seqs:
-                yield ClosedLoopPoint(
-                    concurrency=concurrency,
-                    input_len=input_len,
-                    output_len=output_len,
-                    num_requests=waves * concurrency,
-                )
+        return _loops(mix, concurrencies, limits)
 
     return points
+
+
+def _loops(
+    mix: int, concurrencies: tuple[int, ...], limits: Limits, waves: int = 0, spread: float = 0.0
+) -> Iterator[Point]:
+    input_len, output_len = MIXES[mix]
+    for concurrency in concurrencies:
+        if concurrency <= limits.max_num_seqs:
+            yield ClosedLoopPoint(
+                concurrency=concurrency,
+                input_len=input_len,
+                output_len=output_len,
+                num_requests=(waves or (4 if concurrency <= 32 else 2)) * concurrency,
+                router_spread=spread,
+                router_falling=spread > 0,
+            )
 
 
 def _open_loops(_: list[int], __: Limits) -> Iterator[Point]:
@@ -256,6 +300,11 @@ SECTIONS: dict[str, Callable[[list[int], Limits], Iterator[Point]]] = {
     "open": _open_loops,
     "skew": _skewed_decodes,
     "routing": _routing_decodes,
+    "rank-skew": _rank_skews,
+    "settle": _settling_loops,
+    "decode-parallel": _parallel_decodes,
+    "closed-parallel": _closed_loops(0, PARALLEL_CONCURRENCIES),
+    "closed-long-parallel": _closed_loops(1, PARALLEL_CONCURRENCIES),
     "greedy": _greedy_decodes,
     "kernels": _kernels,
 }

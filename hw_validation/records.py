@@ -109,6 +109,23 @@ class RecordLog:
         self.keys.add(record.key)
 
 
+class KeysOnly:
+    """The log of a process that records nothing and only has to know what is recorded."""
+
+    def __init__(self, keys: set[str]) -> None:
+        self.keys = keys
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys
+
+    def append(self, record: Record) -> None:
+        """Note that the point is measured."""
+        self.keys.add(record.key)
+
+
+Log = RecordLog | KeysOnly
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """All whole records of a .jsonl or .jsonl.gz file. Raises InputError naming file and line."""
     decoder = msgspec.json.Decoder(Record)

@@ -25,6 +25,7 @@ from hw_validation.client import BudgetSpentError, Client
 from hw_validation.engine import EngineSettings, TracedEngine, prepare_engine, start_engine
 from hw_validation.environment import probe_host
 from hw_validation.loops import run_closed_loop, run_open_loop
+from hw_validation.peers import ALONE, Peers
 from hw_validation.plan import (
     SECTIONS,
     ClosedLoopPoint,
@@ -36,7 +37,7 @@ from hw_validation.plan import (
     PrefillPoint,
     plan_points,
 )
-from hw_validation.records import Kind, Record, RecordLog, make_record
+from hw_validation.records import KeysOnly, Kind, Log, Record, RecordLog, make_record
 from hw_validation.routing_counts import summarize_routing
 from hw_validation.standby import wait_for_go
 from hw_validation.step_kernels import measure_kernels
@@ -53,19 +54,24 @@ _KINDS: dict[type, Kind] = {
     KernelsPoint: "step_kernels",
 }
 _REFERENCE_CONCURRENCY = 64
+_OF_A_RANK = {"gpu_median_ms", "forward_median_ms", "period_median_ms", "launch_median_ms", "wait_median_ms"}
 _EXIT_S = 4.0
 _MAX_FAILURES = 2
 _SHOWN = {"gpu_median_ms", "period_median_ms", "ttft_median_ms", "tpot_median_ms", "requests_per_s", "kernel_busy_us"}
 
 
 class Sweep:
-    """Measures points on a running engine into a log until the deadline."""
+    """Measures points on a running engine into a log until the deadline.
 
-    def __init__(self, engine: TracedEngine, log: RecordLog, deadline_s: float) -> None:
+    `peers` run the same points at the same time, each on its engine; only the first one's log is kept.
+    """
+
+    def __init__(self, engine: TracedEngine, log: Log, deadline_s: float, peers: Peers = ALONE) -> None:
         self.engine = engine
         self.log = log
         self.deadline_s = deadline_s
-        self._spread = 0.0
+        self.peers = peers
+        self._routers = (0.0, False)
         self._requests_per_s = 0.0
 
     def run(self, points: list[Point]) -> bool:
@@ -79,7 +85,7 @@ class Sweep:
             kind, key = _KINDS[type(point)], self._key(point)
             if key in self.log or failures[kind] >= _MAX_FAILURES:
                 continue
-            client = Client(self.engine, self.deadline_s)
+            client = Client(self.engine, self.deadline_s, peers=self.peers)
             try:
                 self._measure(client, point, key)
             except BudgetSpentError:
@@ -96,12 +102,14 @@ class Sweep:
         setup = self.engine.setup
         mode = "eager" if setup.flags["enforce_eager"] else "graphs"
         mode += "+routing" if setup.flags.get("returns_routed_experts") else ""
+        mode += _parallel_mode(setup.flags) if self.peers.size > 1 else ""
         return f"{setup.model}/{setup.num_layers}layers/{mode}/{point.key}"
 
     def _measure(self, client: Client, point: Point, key: str) -> None:
         described: dict[str, Any] = msgspec.to_builtins(point)
         content: dict[str, Any]
-        loads = self._set_spread(getattr(point, "router_spread", 0.0)) | probe_host()
+        routers = (getattr(point, "router_spread", 0.0), getattr(point, "router_falling", False))
+        loads = self._set_routers(*routers) | probe_host()
         if isinstance(point, KernelsPoint):
             values, kernels = measure_kernels(client, point)
             content = {"values": values | loads, "tables": {"kernels": kernels}}
@@ -110,20 +118,27 @@ class Sweep:
             if measured is None:
                 return
             content = {"values": measured.values | loads, "steps": to_columns(measured.rows)}
+            if self.peers.size > 1:
+                content["tables"] = {"ranks": self._by_rank(measured.values)}
             routed = self.engine.take_routed()
             if routed and isinstance(point, DecodePoint):
                 routing = summarize_routing(routed, point.num_steps, self.engine.num_experts)
                 content["values"] |= routing.values
-                content["tables"] = {"routing_by_layer": routing.rows}
+                content["tables"] = content.get("tables", {}) | {"routing_by_layer": routing.rows}
         record = make_record(_KINDS[type(point)], key, self.engine.setup, described, **content)
         self.log.append(record)
-        _report(record)
+        if self.peers.rank == 0:
+            _report(record)
 
-    def _set_spread(self, spread: float) -> dict[str, float]:
-        if spread == self._spread == 0.0:
+    def _set_routers(self, spread: float, falling: bool) -> dict[str, float]:
+        if (spread, falling) == self._routers == (0.0, False):
             return {}
-        self._spread = spread
-        return self.engine.draw_routers(spread)
+        self._routers = (spread, falling)
+        return self.engine.draw_routers(spread, falling)
+
+    def _by_rank(self, values: dict[str, float | None]) -> list[dict[str, float | None]]:
+        """What each rank saw of its own steps."""
+        return self.peers.all({name: value for name, value in values.items() if name in _OF_A_RANK})
 
     def _dispatch(self, client: Client, point: Point) -> Measured | None:
         match point:
@@ -133,12 +148,12 @@ class Sweep:
                 return measure_prefill(client, point)
             case MixedPoint():
                 return measure_mixed(client, point)
-            case ClosedLoopPoint():
+            case ClosedLoopPoint() if point.concurrency % self.peers.replicas == 0:
                 measured = run_closed_loop(client, point)
                 if point.concurrency == _REFERENCE_CONCURRENCY and not self._requests_per_s:
                     self._requests_per_s = measured.values["requests_per_s"] or 0.0
                 return measured
-            case OpenLoopPoint() if self._requests_per_s:
+            case OpenLoopPoint() if self._requests_per_s and self.peers.size == 1:
                 return run_open_loop(client, point, point.load * self._requests_per_s)
             case _:
                 return None
@@ -150,7 +165,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     settings = _engine_settings(options)
     try:
-        log = RecordLog(options.out)
         if options.standby:
             prepare_engine(settings, options.folder)
             print(f"{settings.model}: prepared after {time.perf_counter() - begin:.0f} s", flush=True)
@@ -159,15 +173,29 @@ def main(arguments: list[str] | None = None) -> int:
                 return 3
             begin, options.budget_s = time.perf_counter(), granted_s
         engine = start_engine(settings, options.folder)
+        peers = engine.peers
+        log = _open_log(options.out, peers)
         print(f"{settings.model}: ready after {engine.start_s:.0f} s; {engine.limits}", flush=True)
         contexts = [int(length) for length in options.contexts.split(",")]
         points = plan_points(options.sections.split(","), contexts, engine.limits)
-        complete = Sweep(engine, log, begin + options.budget_s - _EXIT_S).run(points)
+        complete = Sweep(engine, log, begin + options.budget_s - _EXIT_S, peers).run(points)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{settings.model}: {len(log.keys)} records after {time.perf_counter() - begin:.0f} s", flush=True)
     return 0 if complete else 3
+
+
+def _parallel_mode(flags: dict[str, Any]) -> str:
+    sizes = f"+tp{flags['tensor_parallel_size']}dp{flags['data_parallel_size']}ep{flags['expert_parallel_size']}"
+    return sizes + ("" if flags["custom_all_reduce"] else "+nccl") + ("+eplb" if flags["enable_eplb"] else "")
+
+
+def _open_log(path: Path, peers: Peers) -> Log:
+    """The log of the first process; the others know what it held."""
+    log = RecordLog(path) if peers.rank == 0 else None
+    keys = peers.first(log.keys if log else set[str]())
+    return log or KeysOnly(keys)
 
 
 def _engine_settings(options: argparse.Namespace) -> EngineSettings:
@@ -206,7 +234,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-captured-tokens", type=int, help="largest captured graph (the engine's default)")
     parser.add_argument("--attention-backend", help="attention kernels, such as TRITON_MLA (the engine's default)")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.92, help="share of the memory to use")
+    _add_parallel(parser)
     return parser
+
+
+def _add_parallel(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several GPUs (one process each: python -m hw_validation.ranks, or torchrun)")
+    group.add_argument("--tensor-parallel-size", type=int, default=1, help="ranks that share every layer")
+    group.add_argument("--data-parallel-size", type=int, default=1, help="replicas with requests of their own")
+    group.add_argument("--enable-expert-parallel", action="store_true", help="whole experts, spread over all ranks")
+    group.add_argument("--disable-custom-all-reduce", action="store_true", help="NCCL for small messages too")
+    group.add_argument("--eplb-interval", type=int, default=0, help="steps between moves of experts (0: none)")
+    group.add_argument("--num-redundant-experts", type=int, default=0, help="copies of popular experts")
 
 
 if __name__ == "__main__":

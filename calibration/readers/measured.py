@@ -64,6 +64,8 @@ def _why_not(item: Measurement, measured: dict[str, float]) -> str:
     """Why the record cannot be predicted, or ''."""
     if item.kind not in _RUNS:
         return f"is a record of kind {item.kind}, which moesim calibrate reads; validate predicts whole runs"
+    if steps.is_skewed(item):
+        return steps.SKEWED
     if not measured:
         return "holds no quantity that moesim predicts"
     return next((reason for label, reason in _FLAWS.items() if label in item.labels), "")

@@ -22,7 +22,7 @@ VERSION = 1
 _LINE_BYTES = 64 << 20
 """A record holds every step of its run in one line."""
 _REQUEST_WORDS = frozenset(field.name for field in msgspec.structs.fields(Request))
-_COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
+_COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "custom_all_reduce"})
 _SITE_CHARS = 8
 """A machine start is named by the first characters of its boot id."""
 _KINDS: dict[str, Kind] = {

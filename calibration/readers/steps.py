@@ -16,10 +16,18 @@ _METRICS = {"gpu_median_ms": "step_gpu_ms", "launch_median_ms": "step_launch_ms"
 _HOST_NOISE, _BOUND_SHARE = 6.0, 0.95
 
 
+SKEWED = "its routers were redrawn unevenly, and the experts' popularity is not in the record"
+
+
+def is_skewed(item: Measurement) -> bool:
+    """Whether some experts were made popular for this point alone."""
+    return float(item.point.get("router_spread", 0.0) or 0.0) > 0
+
+
 def step_run(item: Measurement) -> MeasuredRun | str:
     """The record as a run of one step, or the reason why it is none."""
-    if float(item.point.get("router_spread", 0.0) or 0.0) > 0:
-        return "its routers were redrawn unevenly, and the experts' popularity is not in the record"
+    if is_skewed(item):
+        return SKEWED
     measured = {word: item.values[name] for name, word in _METRICS.items() if item.values.get(name, 0) > 0}
     if item.kind == "counters":
         if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:

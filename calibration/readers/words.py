@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from calibration.metrics import METRICS
 from moesim.errors import InputError
 from moesim.specs.catalog import get_hardware, list_hardware
+from moesim.specs.deployment import AllToAll
 
 _SAME = (
     "max_num_seqs",
@@ -26,6 +27,11 @@ _RENAMED = {
     "tensor_parallel_size": "tp",
     "data_parallel_size": "dp",
     "pipeline_parallel_size": "pp",
+    "gpus": "gpus",
+    "enable_eplb": "enable_eplb",
+    "eplb_window": "eplb_window",
+    "eplb_interval": "eplb_interval",
+    "eplb_sync": "eplb_sync",
 }
 _VALUES = {
     "output_tokens_per_s": "output_tok_per_s",
@@ -39,12 +45,26 @@ def engine_words(flags: Mapping[str, Any]) -> dict[str, Any]:
     """An engine's resolved flags as words of a request."""
     words = {name: flags[name] for name in _SAME if _known(flags.get(name))}
     words |= {word: flags[name] for name, word in _RENAMED.items() if _known(flags.get(name))}
+    words |= _expert_words(flags)
     sizes = flags.get("cudagraph_capture_sizes")
     if isinstance(sizes, list) and sizes and all(isinstance(size, int) for size in sizes):
         words["max_cudagraph_capture_size"] = max(sizes)
     cache = str(flags.get("kv_cache_dtype", "auto"))
     if cache != "auto" and "fp8" in cache:
         words["kv_cache_dtype"] = "fp8"
+    return words
+
+
+def _expert_words(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Expert parallelism: vLLM spreads whole experts over all tensor- and data-parallel ranks, or none."""
+    if flags.get("enable_expert_parallel") is not True:
+        return {}
+    sizes = [flags.get(name, 1) for name in ("tensor_parallel_size", "data_parallel_size")]
+    words: dict[str, Any] = {"ep": sizes[0] * sizes[1]} if all(isinstance(size, int) for size in sizes) else {}
+    if isinstance(backend := flags.get("all2all_backend"), str) and backend in get_args(AllToAll):
+        words["all2all_backend"] = backend
+    if flags.get("num_redundant_experts"):
+        words["redundant_experts"] = flags["num_redundant_experts"]
     return words
 
 

@@ -15,6 +15,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `standby`: it understands `--standby` and is started while the job before it runs, `head_start_s` after that
     one began. `fallback` runs instead when the job fails (an exit code other than 0 and 3) without any record.
+    `ranks`: as many processes, one a GPU.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     standby: bool = False
     head_start_s: float = 2.0
     wrapper: str = ""
+    ranks: int = 1
     fallback: Job | None = None
 
 

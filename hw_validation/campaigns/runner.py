@@ -1,10 +1,11 @@
-"""Measure one GPU with vLLM on random weights: a list of jobs, one after the other, within a number of seconds.
+"""Measure a machine with vLLM on random weights: a list of jobs, one after the other, within a number of seconds.
 
-python -m hw_validation.campaigns.one_gpu first --out OUT_DIR --seconds 570
+python -m hw_validation.campaigns.runner first --out OUT_DIR --seconds 570
 
-Campaigns are listed in `jobs.py`. Run from the root of the source tree with vLLM importable. Every job writes into a
-working folder; when it ends, however it ends, its records are appended to OUT_DIR/NAME.jsonl.gz and OUT_DIR/log.txt
-is complete up to there. A job that outlasts its time is stopped with all processes that it started.
+Campaigns are listed in `jobs.py` (one GPU) and `multi_gpu.py`. Run from the root of the source tree with vLLM
+importable. Every job writes into a working folder; when it ends, however it ends, its records are appended to
+OUT_DIR/NAME.jsonl.gz and OUT_DIR/log.txt is complete up to there. A job that outlasts its time is stopped with all
+processes that it started.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from hw_validation.campaigns.jobs import CAMPAIGNS, Job
+from hw_validation.campaigns.jobs import CAMPAIGNS as ONE_GPU
+from hw_validation.campaigns.jobs import Job
+from hw_validation.campaigns.multi_gpu import CAMPAIGNS as SEVERAL_GPUS
 from hw_validation.environment import query_gpu
 from hw_validation.standby import go_line
 
+CAMPAIGNS = ONE_GPU | SEVERAL_GPUS
 _GRACE_S = 8.0
 _LEAST_S = 30.0
 _POLL_S = 0.1
@@ -90,7 +94,8 @@ class Campaign:
 
     def _start(self, job: Job, seconds: float) -> subprocess.Popen[bytes]:
         words = job.arguments.format(out=self._path(job), seconds=int(seconds))
-        command = [*shlex.split(job.wrapper), sys.executable, "-m", job.module, *shlex.split(words)]
+        ranks = [sys.executable, "-m", "hw_validation.ranks", str(job.ranks), "--"] if job.ranks > 1 else []
+        command = [*ranks, *shlex.split(job.wrapper), sys.executable, "-m", job.module, *shlex.split(words)]
         with self._log(job).open("ab") as log:
             log.write(f"\n===== {job.name}: {shlex.join(command)}\n".encode())
             log.flush()

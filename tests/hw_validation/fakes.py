@@ -106,6 +106,6 @@ class FakeEngine:
         taken, self._routed = self._routed, []
         return taken
 
-    def draw_routers(self, spread: float) -> dict[str, float]:
-        self.spreads.append(spread)
+    def draw_routers(self, spread: float, falling: bool = False) -> dict[str, float]:
+        self.spreads.append(-spread if falling else spread)
         return {"expert_load_gini": spread}

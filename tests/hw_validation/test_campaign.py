@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hw_validation import micro, serving, step_counters, vllm_sweep
-from hw_validation.campaigns.jobs import CAMPAIGNS, Job
-from hw_validation.campaigns.one_gpu import Campaign
+from hw_validation import micro, micro_collectives, serving, step_counters, vllm_sweep
+from hw_validation.campaigns.jobs import Job
+from hw_validation.campaigns.runner import CAMPAIGNS, Campaign
 from hw_validation.llada.cli import build_parser, chosen
 from hw_validation.llada.settings import RunSettings
 from hw_validation.plan import SECTIONS
@@ -20,6 +20,7 @@ from hw_validation.standby import go_line, wait_for_go
 PARSERS = {
     "hw_validation.vllm_sweep": vllm_sweep._parser,
     "hw_validation.micro": micro._parser,
+    "hw_validation.micro_collectives": micro_collectives._parser,
     "hw_validation.serving": serving._parser,
     "hw_validation.step_counters": step_counters._parser,
     "hw_validation.llada": build_parser,
@@ -89,8 +90,8 @@ def test_next_job_prepares_meanwhile_but_starts_only_when_told(stub: Path) -> No
 def test_hanging_job_is_stopped_with_its_children_and_its_records_are_kept(
     stub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hw_validation.campaigns.one_gpu._GRACE_S", 0.2)
-    monkeypatch.setattr("hw_validation.campaigns.one_gpu._LEAST_S", 0.5)
+    monkeypatch.setattr("hw_validation.campaigns.runner._GRACE_S", 0.2)
+    monkeypatch.setattr("hw_validation.campaigns.runner._LEAST_S", 0.5)
     begin = time.monotonic()
     run(stub, (job("a", "hang", seconds=2.0), job("b", "good")))
     assert time.monotonic() - begin < 20
@@ -123,7 +124,7 @@ def test_every_job_has_arguments_that_its_module_takes(name: str) -> None:
         if each.module.endswith("vllm_sweep"):
             assert set(parsed.sections.split(",")) <= set(SECTIONS)
         if each.module.endswith("llada"):
-            assert len(chosen(RunSettings(), parsed.run)) >= 4
+            assert len(chosen(RunSettings(), parsed.run)) >= 2
 
 
 def test_granted_time_runs_from_the_grant_even_if_it_is_read_late() -> None:

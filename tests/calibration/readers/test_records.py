@@ -6,9 +6,11 @@ import json
 import pytest
 
 from calibration.readers import read_measurements, read_runs
+from calibration.readers.steps import step_run
 from calibration.schema_files import load_measurements, save_measurements
 from hw_validation.records import Environment, RecordLog, Setup, make_record
 from moesim.errors import InputError
+from moesim.scenarios import make_scenario
 
 MACHINE = Environment(
     machine_start="boot",
@@ -187,3 +189,64 @@ def test_wrong_records_name_the_line(tmp_path, change, words):
     with pytest.raises(InputError, match=words) as caught:
         read_measurements(path)
     assert f"{path} line 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((2, 1, False), (2, 2, 1, 1)),
+        ((2, 1, True), (2, 2, 1, 2)),
+        ((1, 2, True), (2, 1, 2, 2)),
+        ((2, 4, True), (8, 2, 4, 8)),
+        ((1, 2, False), (2, 1, 2, 1)),
+    ],
+)
+def test_parallel_sizes_become_the_deployment(tmp_path, sizes, expected):
+    tp, dp, ep = sizes
+    parallel = {
+        "gpus": tp * dp,
+        "tensor_parallel_size": tp,
+        "data_parallel_size": dp,
+        "enable_expert_parallel": ep,
+        "all2all_backend": "allgather_reducescatter",
+        "custom_all_reduce": True,
+        "enable_eplb": False,
+        "num_redundant_experts": 0,
+        "topology": ["GPU0 X NV18"],
+    }
+    point = {"batch_size": 16, "context_len": 256, "router_spread": 0.0}
+    values = {"gpu_median_ms": 3.5, "context_tokens_mean": 4200.0}
+    there = setup(flags=FLAGS | parallel)
+    path = write(
+        tmp_path / "r.jsonl",
+        make_record("closed_loop", "loop/8", there, LOOP, values=VALUES),
+        make_record("decode_step", "decode/16", there, point, values=values),
+    )
+    runs, _ = read_runs(path)
+    deployment = make_scenario(runs[0].request).deployment
+    found = (deployment.tensor_parallel_size, deployment.data_parallel_size, deployment.expert_parallel_size)
+    assert (runs[0].request.gpus, *found) == expected
+    steps = [step_run(item) for item in read_measurements(path) if item.kind == "decode_step"]
+    assert (steps[0].request.gpus, steps[0].request.tp, steps[0].request.dp, steps[0].request.ep or 1) == expected
+    assert steps[0].step.decodes == 16
+
+
+def test_redundant_experts_and_their_moves_are_read(tmp_path):
+    sizes = {"gpus": 2, "tensor_parallel_size": 1, "data_parallel_size": 2, "enable_expert_parallel": True}
+    moves = {"enable_eplb": True, "num_redundant_experts": 2, "eplb_interval": 200, "eplb_sync": True}
+    path = write(
+        tmp_path / "r.jsonl",
+        make_record("closed_loop", "loop/8", setup(flags=FLAGS | sizes | moves), LOOP, values=VALUES),
+    )
+    ((run,), _) = read_runs(path)
+    request = run.request
+    assert (request.redundant_experts, request.eplb_interval) == (2, 200)
+    assert request.enable_eplb and request.eplb_sync
+
+
+def test_a_loop_with_forced_skew_is_not_taken_for_an_even_one(tmp_path):
+    skewed = LOOP | {"router_spread": 1.0, "router_falling": True}
+    path = write(tmp_path / "r.jsonl", make_record("closed_loop", "loop/8", setup(), skewed, values=VALUES))
+    runs, skipped = read_runs(path)
+    assert not runs
+    assert "routers were redrawn unevenly" in skipped[0].reason

@@ -1,0 +1,63 @@
+"""What a campaign on 2, 4 or 8 GPUs of a machine runs: collectives, then models split over the GPUs in several ways.
+
+Two campaigns a machine, `2gpus-first` and `2gpus-second`, the most valuable jobs first. Models are small enough for
+two GPUs of 80 GB. Sweeps of one GPU on the same machine are there to compare with.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from hw_validation.campaigns.jobs import Job, llada, sweep
+
+_PARALLEL = "decode-parallel,closed-parallel,prefill,closed-long-parallel,mixed"
+_EXPERTS = "decode-parallel,closed-parallel,prefill,rank-skew,closed-long-parallel,mixed"
+_QWEN = "--model qwen1.5-moe-a2.7b --contexts 256"
+_MIXTRAL = "--model mixtral-8x7b --contexts 256"
+_EPLB = "--model qwen3-30b-a3b --num-layers 24 --contexts 256 --max-captured-tokens 256"
+
+
+def make_campaigns(ranks: int) -> dict[str, tuple[Job, ...]]:
+    """The campaigns on `ranks` GPUs by name."""
+    tp, dp = f"--tensor-parallel-size {ranks}", f"--data-parallel-size {ranks} --enable-expert-parallel"
+    eplb = f"--eplb-interval 200 --num-redundant-experts {ranks}"
+    first = (
+        _over(ranks, _collectives()),
+        _split(ranks, "qwen-tp", 110, f"{_QWEN} {tp} --sections {_PARALLEL},kernels"),
+        _split(ranks, "qwen-dp-ep", 150, f"{_QWEN} {dp} --sections {_EXPERTS}"),
+        _split(ranks, "mixtral-tp", 125, f"{_MIXTRAL} {tp} --sections {_PARALLEL}"),
+        _split(ranks, "qwen-tp-ep", 90, f"{_QWEN} {tp} --enable-expert-parallel --sections {_EXPERTS}"),
+    )
+    second = (
+        _split(ranks, "mixtral-dp-ep", 130, f"{_MIXTRAL} {dp} --sections {_EXPERTS}"),
+        sweep("qwen-one", 90, f"{_QWEN} --sections {_PARALLEL}"),
+        _over(ranks, _llada("llada-tp", f"--tp {ranks}", ("batch=1 graphs=true", "batch=16 graphs=true", "batch=16"))),
+        _over(ranks, _llada("llada-ep", f"--ep {ranks}", ("batch=1", "batch=16"))),
+        _llada("llada-one", "", ("batch=1 graphs=true", "batch=16 graphs=true", "batch=1", "batch=16")),
+        _split(ranks, "qwen3-eplb", 100, f"{_EPLB} {dp} {eplb} --sections settle,rank-skew"),
+        _split(ranks, "qwen3-ep", 80, f"{_EPLB} {dp} --sections rank-skew,decode-parallel"),
+    )
+    return {f"{ranks}gpus-first": first, f"{ranks}gpus-second": second}
+
+
+def _split(ranks: int, name: str, seconds: float, arguments: str) -> Job:
+    """A sweep over all ranks; without vLLM's own all-reduce when it does not start with it."""
+    spare = sweep(f"{name}-nccl", seconds, f"{arguments} --disable-custom-all-reduce")
+    return replace(sweep(name, seconds, arguments), ranks=ranks, head_start_s=15, fallback=replace(spare, ranks=ranks))
+
+
+def _over(ranks: int, job: Job) -> Job:
+    return replace(job, ranks=ranks)
+
+
+def _collectives() -> Job:
+    module = "hw_validation.micro_collectives"
+    return Job(name="collectives", module=module, arguments="--out {out} --graphs", seconds=75, head_start_s=10)
+
+
+def _llada(name: str, sizes: str, runs: tuple[str, ...]) -> Job:
+    job = llada(name, 45, "llada-moe-7b-a1b", runs)
+    return replace(job, arguments=f"{job.arguments} {sizes}".strip())
+
+
+CAMPAIGNS = {name: jobs for ranks in (2, 4, 8) for name, jobs in make_campaigns(ranks).items()}
