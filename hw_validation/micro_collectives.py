@@ -162,6 +162,8 @@ def measure(case: Case, device: torch.device, group: Any) -> dict[str, float | N
 
     call = make_call(case, dist.get_rank(group), device, group)
     if case.graph:
+        if device.type != "cuda":
+            raise RuntimeError("graphs need a GPU")
         call = _in_graph(case, call, device)
     marks = make_marks()
     calls = _agree_on_calls(_time_s(call, 3, marks), device, group)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw_validation.micro_collectives import Case, bus_factor, list_cases, main, split_sizes
+from hw_validation.micro_collectives import Case, bus_factor, list_cases, list_graph_cases, main, split_sizes
 from hw_validation.records import read_records
 
 torch = pytest.importorskip("torch")
@@ -40,6 +40,21 @@ def test_two_processes_measure_every_collective_and_resume(tmp_path: Path) -> No
     size = out.stat().st_size
     assert "us\n" not in torchrun(2, "--out", str(out), *SMALL)
     assert out.stat().st_size == size
+
+
+def test_without_a_gpu_graphs_are_left_out_and_the_rest_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "collectives.jsonl"
+    told = torchrun(2, "--out", str(out), "--graphs", "--min-bytes", "1024", "--max-bytes", "1024")
+    assert "1024/graph: left out" in told
+    assert {record.key for record in read_records(out)} == {case.key for case in list_cases([2], 1024, 1024)}
+
+
+def test_small_messages_are_repeated_within_graphs() -> None:
+    cases = list(list_graph_cases([2, 4], 256, 512 * 2**20))
+    custom = [case.num_bytes for case in cases if case.operation == "custom_all_reduce" and case.ranks == 2]
+    assert custom == [256 * 4**power for power in range(8)]
+    assert max(case.num_bytes for case in cases) == 16 * 2**20
+    assert all(case.key.endswith("/graph") for case in cases)
 
 
 def test_smaller_groups_leave_the_other_ranks_waiting(tmp_path: Path) -> None:
