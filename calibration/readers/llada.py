@@ -29,6 +29,13 @@ class _Settings(msgspec.Struct, frozen=True):
     threshold: float | None = None
     cache_refresh: int = 0
     expert_loads: bool = False
+    products: str = "blas"
+
+    @property
+    def configuration(self) -> str:
+        """All of it but what only adds a count: repeats, also on other machine starts, have the same."""
+        words = msgspec.to_builtins(self)
+        return " ".join(f"{name}={value}" for name, value in words.items() if name != "expert_loads")
 
 
 class _Parallel(msgspec.Struct, frozen=True):
@@ -112,20 +119,27 @@ def _to_measurement(run: _Run, place: str, source: Provenance, flags: tuple[str,
         for name in ("python", "torch", "triton", "cuda", "hip")
         if run.environment.get(name)
     }
+    file = Path(source.file)
     item = Measurement(
-        id=f"{Path(source.file).name}#{source.place}",
+        id=f"{file.parent.name}/{file.name}#{source.place}",
         kind="diffusion",
         model=run.model,
         layers=layers,
         weights=run.weights,
         hardware=Hardware(accelerator=device, devices=parallel.ranks),
         software=Software(engine="llada", engine_version=SCHEMA.rpartition("/")[2], versions=versions),
-        flags={"operators": run.operators, "dtype": run.dtype, "kernels_graph": settings.graphs},
+        flags={
+            "operators": run.operators,
+            "dtype": run.dtype,
+            "kernels_graph": settings.graphs,
+            "products": settings.products,
+        },
         request=request,
         point=msgspec.to_builtins(settings),
         values=_values(run, place),
         tables={"repeats": run.repeats} | ({"expert_loads": [run.expert_loads]} if run.expert_loads else {}),
         labels=(*flags, *_labels(run)),
+        configuration=f"{run.model} on {parallel.ranks}: {settings.configuration}",
         provenance=source,
     )
     return check_measurement(item, place)

@@ -73,6 +73,17 @@ def test_what_sets_a_run_apart_is_labelled(tmp_path):
     assert "threshold" in skipped[0].reason
 
 
+def test_repeats_of_a_configuration_are_left_out_together(tmp_path):
+    settings = run()["settings"]
+    found = []
+    for start, change in (("start-a", {}), ("start-b", {"expert_loads": True}), ("start-c", {"batch": 1})):
+        (tmp_path / start).mkdir()
+        found += read_measurements(write(tmp_path / start / "llada.json", settings=settings | change))
+    assert found[0].configuration == found[1].configuration != found[2].configuration
+    assert len({item.id for item in found}) == 3
+    assert found[0].id == "start-a/llada.json#records[0]"
+
+
 def test_fewer_layers_are_told(tmp_path):
     path = write(tmp_path / "llada.json", architecture={"num_layers": 2}, layers_reduced_from=MODEL.num_layers)
     runs, skipped = read_runs(path)
