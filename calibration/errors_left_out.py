@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.fitting import FreeParameter
-from calibration.metrics import METRICS
+from calibration.metrics import family_of
 from calibration.run_fit import Linearisation, Observations, RunFit, solve
 from calibration.runs import MeasuredRun
 from moesim.specs.catalog import get_model
@@ -112,7 +112,7 @@ def error_level(observations: Observations, errors: FloatArray) -> ErrorLevel:
     kinds: dict[str, list[float]] = defaultdict(list)
     for (_, metric), error in zip(observations.index, errors.tolist(), strict=True):
         if math.isfinite(error):
-            kinds[_family(metric)].append(abs(error))
+            kinds[family_of(metric)].append(abs(error))
     sizes = {kind: min(float(np.quantile(values, _QUANTILE)), _LARGEST_ERROR) for kind, values in kinds.items()}
     widest = max(sizes.values(), default=_LARGEST_ERROR)
     return ErrorLevel(
@@ -123,8 +123,3 @@ def error_level(observations: Observations, errors: FloatArray) -> ErrorLevel:
         step=sizes.get("step", 0.0),
         launch=sizes.get("launch", 0.0),
     )
-
-
-def _family(metric: str) -> str:
-    kind = METRICS[metric].kind
-    return {"median_gap": "token", "elapsed": "throughput"}.get(kind, kind)

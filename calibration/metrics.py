@@ -7,7 +7,7 @@ from typing import Literal
 
 from moesim.metrics.result import SimulationResult
 
-Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "launch", "bytes"]
+Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "forward", "launch", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,17 @@ METRICS: dict[str, Metric] = {
     "silicon_ttft_ms": Metric("ttft_ms", "mean", "ttft", 0.15),
     "silicon_tpot_ms": Metric("tpot_ms", "mean", "token", 0.07),
     "step_gpu_ms": Metric("", None, "step", 0.02),
+    "step_forward_ms": Metric("", None, "forward", 0.02),
     "step_launch_ms": Metric("", None, "launch", 0.12),
     "dram_bytes": Metric("", None, "bytes", 0.05),
     "prompt_mean_ms": Metric("e2e_ms", "mean", "elapsed", 0.03),
 }
+
+
+def family_of(metric: str) -> str:
+    """The family whose errors a metric shares: ttft, token, throughput, step, launch or bytes."""
+    kind = METRICS[metric].kind
+    return {"median_gap": "token", "elapsed": "throughput", "forward": "step"}.get(kind, kind)
 
 
 def predicted_value(metric: str, result: SimulationResult) -> float:

@@ -86,6 +86,7 @@ def calibrate(
     Raises:
         InputError: a file is missing or bad, or holds no row of the recipe's accelerators.
     """
+    base = msgspec.structs.replace(base, engine_version=recipe.engine_version)  # decides which tiles the library takes
     kernel_files = list(find_files(recipe.kernels, data).values())
     run_files = find_files(recipe.runs, data)
     kernel_fit = fit_kernels(base, kernel_files, jobs, state, progress) if kernel_files else None

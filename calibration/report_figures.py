@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KINDS = ("token", "median_gap", "ttft", "throughput", "elapsed", "step", "launch")
+_KINDS = ("token", "median_gap", "ttft", "throughput", "elapsed", "step", "forward", "launch")
 _WORDS = {
     "token": "time per token",
     "median_gap": "median gap between tokens",
@@ -26,6 +26,7 @@ _WORDS = {
     "throughput": "throughput",
     "elapsed": "elapsed time",
     "step": "engine step",
+    "forward": "forward pass of a step",
     "launch": "launching a step",
 }
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from calibration.concurrently import answers_of
 from calibration.errors_left_out import assign_folds, unit_of
 from calibration.folds import Folds
-from calibration.metrics import METRICS, predicted_value
+from calibration.metrics import family_of, predicted_value
 from calibration.parameter_file import write_text
 from calibration.rejection import reason_to_reject
 from calibration.residual_features import FEATURES, residual_features
@@ -118,11 +118,6 @@ def learn_residuals(
     return ResidualFile(features=FEATURES, units=units, models=models, comparisons=tuple(comparisons))
 
 
-def metric_kind(metric: str) -> str:
-    """What is corrected together."""
-    return {"median_gap": "token", "elapsed": "throughput"}.get(METRICS[metric].kind, METRICS[metric].kind)
-
-
 def _simulated(run: MeasuredRun, parameters: ParameterSet | None) -> list[tuple[str, list[float], float]]:
     """(kind, features, log(measured / predicted)) of every usable value; nothing where the run cannot be simulated."""
     try:
@@ -135,7 +130,7 @@ def _simulated(run: MeasuredRun, parameters: ParameterSet | None) -> list[tuple[
         if reason_to_reject(run, metric) is None:
             value = predicted_value(metric, result)
             if value > 0:
-                found.append((metric_kind(metric), seen, math.log(measured / value)))
+                found.append((family_of(metric), seen, math.log(measured / value)))
     return found
 
 
@@ -206,7 +201,7 @@ def correction_factor(
     found: ResidualFile, run: MeasuredRun, metric: str, result: SimulationResult, out_of_fold: bool
 ) -> float:
     """What to multiply a prediction by (1 where off); `out_of_fold`: by the model that saw none of the run's series."""
-    known = found.models.get(metric_kind(metric))
+    known = found.models.get(family_of(metric))
     if known is None:
         return 1.0
     fold = found.units.get(unit_of(run, "series"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from moesim.specs.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
-_LARGEST_MOVE = 1.6
+_FIRST_MOVE, _LARGEST_MOVE = 0.8, 1.6
 _CONVERGED = 0.004
 _SETTLED = 0.004
 """Two rounds in a row that move what is minimised by less than this share of it end a fit."""
@@ -250,25 +251,39 @@ def _descend(
     progress: Progress | None,
 ) -> RunFit:
     """Gauss-Newton from `current`, as `fit_runs` says."""
-    best, least, reach, settled = None, math.inf, _LARGEST_MOVE, 0
+    best, least, expected, reach, settled = None, math.inf, 0.0, _FIRST_MOVE, 0
     for _ in range(max_rounds):
         at = np.log([value_of(current, column) for column in columns])
         logs, slopes = linearise(observations, current, columns, jobs, progress)
         linear = _finite(Linearisation(observations, tuple(columns), logs, slopes, at))
         cost = _cost(linear, free)
         settled = settled + 1 if abs(cost - least) < _SETTLED * least else 0
-        reach = min(2 * reach, _LARGEST_MOVE) if cost < least else reach / 4
+        if best is not None:
+            reach = _next_reach(reach, (least - cost) / max(least - expected, 1e-9))
         if best is None or cost < least:
             best, least = linear, cost
         result = solve(best, free, reach=reach)
         moved = np.log([item.value for item in result.estimates]) - best.at
         if np.abs(moved).max() < _CONVERGED or settled == 2:
             break
+        expected = _cost(_moved(best, moved), free)
         current = apply_estimates(current, columns, result)
     if best is None:
         raise AssertionError("max_rounds must be positive")
     final = solve(best, free, reach=_CONVERGED)
     return RunFit(apply_estimates(current, columns, final), final, best)
+
+
+def _next_reach(reach: float, kept: float) -> float:
+    """How far the next round may go, where the last one gained `kept` of what its linear form had promised."""
+    if kept > 0.7:
+        return min(2 * reach, _LARGEST_MOVE)
+    return reach if kept > 0.3 else reach / (2 if kept > 0 else 4)
+
+
+def _moved(linear: Linearisation, by: FloatArray) -> Linearisation:
+    """What the linear form expects `by` [columns] further."""
+    return dataclasses.replace(linear, logs=linear.logs + linear.slopes @ by, at=linear.at + by)
 
 
 def _cost(linear: Linearisation, free: Sequence[FreeParameter]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -78,20 +79,28 @@ def largest_sizes(points: Sequence[StepPoint]) -> tuple[int, int]:
 
 
 def step_values(model: StepModel, table: StepTable) -> dict[str, FloatArray]:
-    """`step` and `launch` seconds of every step: as the GPU's events see it, and the host's launching alone.
+    """`step`, `forward` and `launch` seconds of every step: as the GPU's events see it, the GPU's work without head and
+    sampling, and the host's launching alone.
 
-    Steps with decodes were measured in a row, so all of the host's work may decide them; prompts alone met an idle
-    engine, whose scheduling lies before the first event.
+    Steps with decodes were measured in a row, so all of the host's work may decide them, beside the GPU; prompts alone
+    met an idle engine, which prepares before it launches.
     """
     serial_s, launch_s = host_seconds_of(model, table)
-    gpu_s = replay_seconds(model, table, attention_seconds(model, table), host=False)
-    return {"step": np.maximum(gpu_s, launch_s + serial_s * (table.decodes > 0)), "launch": launch_s}
+    attention_s = attention_seconds(model, table)
+    gpu_s = replay_seconds(model, table, attention_s, host=False)
+    alone = table.decodes == 0
+    unsampled = dataclasses.replace(table, rows=np.zeros_like(table.rows))
+    return {
+        "step": np.where(alone, serial_s + np.maximum(gpu_s, launch_s), np.maximum(gpu_s, launch_s + serial_s)),
+        "forward": replay_seconds(model, unsampled, attention_s, host=False),
+        "launch": launch_s,
+    }
 
 
 def step_slopes(
     models: Mapping[str | None, StepModel], points: Sequence[StepPoint], names: Sequence[str], step: float
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Values [points] of `step` and `launch`, and their logarithms' slopes [points, names]."""
+    """Values [points] of what `step_values` gives, and their logarithms' slopes [points, names]."""
     base = models[None]
     assert base is not None
     table = steps_table(base, points)

@@ -14,7 +14,7 @@ import numpy as np
 from calibration.concurrently import answers_of
 from calibration.folds import Folds, fitted_rows
 from calibration.kernel_validation import KERNEL_SUFFIX, validate_table
-from calibration.metrics import METRICS, predicted_value
+from calibration.metrics import METRICS, family_of, predicted_value
 from calibration.readers import read_runs
 from calibration.residuals import Comparison, ResidualFile, correction_factor
 from calibration.run_fit import scenario_of
@@ -187,7 +187,8 @@ def _step_rows(run: MeasuredRun, scenario: Scenario, seen: bool) -> list[Validat
     values = price_step(run, scenario)
     rows: list[ValidationRow] = []
     for metric, measured in run.measured.items():
-        kind = METRICS[metric].kind
-        value, factor = values[metric], math.exp(_BYTES_ERROR if kind == "bytes" else model_error(scenario, kind))
+        family = family_of(metric)
+        error = _BYTES_ERROR if family == "bytes" else model_error(scenario, family)
+        value, factor = values[metric], math.exp(error)
         rows.append(ValidationRow(run.id, metric, measured, value, value / factor, value * factor, run.group, seen))
     return rows

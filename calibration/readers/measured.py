@@ -19,8 +19,10 @@ def split_runs(items: Iterable[Measurement]) -> tuple[list[MeasuredRun], list[Sk
     """(runs, what is no run or cannot be predicted, with the reason)."""
     runs: list[MeasuredRun] = []
     skipped: list[SkippedRow] = []
+    items = list(items)
+    alike = steps.routed_alike(items)
     for item in items:
-        answer = _to_run(item)
+        answer = steps.ALIKE if item.id in alike else _to_run(item)
         if isinstance(answer, str):
             skipped.append(SkippedRow(id=item.id, file=item.provenance.file, reason=answer))
         else:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 from calibration.readers.words import engine_words, find_accelerator
 from calibration.runs import MeasuredRun, StepPoint
 from calibration.schema import Measurement
+from calibration.steps import with_layers
 from moesim.errors import InputError
 from moesim.scenarios import Request
-from moesim.specs.catalog import get_model
+from moesim.specs.catalog import get_hardware, get_model
 from moesim.specs.loading import convert
+from moesim.specs.model import kv_bytes_per_token
 
 KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters"})
 _COUNTED = ("dram_read_bytes", "dram_written_bytes")
-_METRICS = {"gpu_median_ms": "step_gpu_ms", "launch_median_ms": "step_launch_ms"}
-_HOST_NOISE, _BOUND_SHARE = 6.0, 0.95
-
+_HOST_NOISE, _ROUTED_NOISE, _BOUND_SHARE = 6.0, 4.0, 0.95
+_STEADY_SPREAD = 1.06
+"""Repeats of a step that the GPU decides differ by less from their tenth to their ninetieth percentile."""
 
 SKEWED = "its routers were redrawn unevenly, and the experts' popularity is not in the record"
 
@@ -24,11 +29,46 @@ def is_skewed(item: Measurement) -> bool:
     return float(item.point.get("router_spread", 0.0) or 0.0) > 0
 
 
+_TIMED = frozenset({"decodes_mean", "context_tokens_mean", "forward_median_ms"})
+ALIKE = "longer contexts cost less than their cache takes to read: its random weights routed the sequences alike"
+
+
+def routed_alike(items: Iterable[Measurement]) -> set[str]:
+    """Decode points whose time beyond the same batch at a shorter context cannot hold the reading of the cache.
+
+    Random weights give sequences of long contexts nearly the same hidden state, so that they share experts; only the
+    difference between two contexts shows it, where it moves the cache faster than the memory's peak.
+    """
+    points: dict[tuple[str, str, float], list[Measurement]] = {}
+    for item in items:
+        if item.kind == "decode_step" and item.weights == "dummy" and _replayed(item) and not is_skewed(item):
+            points.setdefault((item.site, item.model, float(item.point["batch_size"])), []).append(item)
+    found: set[str] = set()
+    for same in points.values():
+        ordered = sorted(same, key=lambda item: item.values["context_tokens_mean"])
+        found |= {long.id for short, long in pairwise(ordered) if _impossible(short, long)}
+    return found
+
+
+def _impossible(short: Measurement, long: Measurement) -> bool:
+    try:
+        model = with_layers(get_model(long.model), long.layers)
+        accelerator = get_hardware(find_accelerator(long.hardware.accelerator))
+    except InputError:
+        return False
+    tokens = long.values["context_tokens_mean"] - short.values["context_tokens_mean"]
+    longer_s = 1e-3 * (long.values["forward_median_ms"] - short.values["forward_median_ms"])
+    least_s = tokens * kv_bytes_per_token(model) / accelerator.hbm_bandwidth_bytes_per_s
+    return tokens > 0 and longer_s < least_s
+
+
 def step_run(item: Measurement) -> MeasuredRun | str:
     """The record as a run of one step, or the reason why it is none."""
     if is_skewed(item):
         return SKEWED
-    measured = {word: item.values[name] for name, word in _METRICS.items() if item.values.get(name, 0) > 0}
+    if item.flags.get("returns_routed_experts"):
+        return "returned routed experts, which slows a step: it tells of routing, not of time"
+    measured = {name: value for name, value in _times(item).items() if value > 0}
     if item.kind == "counters":
         if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:
             return "is a record of kind counters without the DRAM bytes of a step"
@@ -41,8 +81,6 @@ def step_run(item: Measurement) -> MeasuredRun | str:
         request = convert({**words, "concurrency": 1, "num_prompts": 1}, Request, item.id)
     except InputError as error:
         return str(error)
-    if _replayed(item) and not request.enforce_eager:
-        measured.pop("step_launch_ms", None)  # a replay waits for the step before, so it tells nothing of the host
     layers = item.layers if item.layers != model.num_layers else None
     return MeasuredRun(
         id=f"{item.site}/{item.id}" if item.site else item.id,
@@ -52,21 +90,47 @@ def step_run(item: Measurement) -> MeasuredRun | str:
         configuration=item.configuration,
         series=item.series or item.id.rpartition("/")[0],
         site=item.site,
-        noise=item.noise * (_HOST_NOISE if _host_bound(item) else 1.0),
+        noise=item.noise * _noise(item),
         step=_step(item),
         layers=layers,
     )
 
 
+def _times(item: Measurement) -> dict[str, float]:
+    """What the step's times tell of: a whole replayed graph of the GPU alone, anything else of GPU and host.
+
+    Steps in a row are told apart by their repeats: where those differ, the host decided when the next one began.
+    """
+    values = item.values
+    step, launch = values.get("gpu_median_ms", 0.0), values.get("launch_median_ms", 0.0)
+    if not _replayed(item):
+        pieces = _graph_mode(item) == "PIECEWISE"  # whose launching waits for pieces before it
+        return {"step_gpu_ms": step} if pieces else {"step_gpu_ms": step, "step_launch_ms": launch}
+    steady = values.get("gpu_p90_ms", step) < _STEADY_SPREAD * values.get("gpu_p10_ms", step)
+    return {"step_forward_ms": values.get("forward_median_ms", 0.0), "step_gpu_ms": step if steady else 0.0}
+
+
 def _replayed(item: Measurement) -> bool:
-    """Whether the step's tokens fit a captured graph."""
-    sizes = item.flags.get("cudagraph_capture_sizes") or [0]
-    return item.values.get("padded_tokens_mean", 0.0) <= max(sizes)
+    """Whether one captured graph was the whole forward pass (prompts cut it at every attention)."""
+    return item.kind == "decode_step" and _graph_mode(item) == "FULL"
 
 
-def _host_bound(item: Measurement) -> bool:
-    """Whether launching took as long as the GPU's events saw (what the host takes varies from point to point)."""
-    return item.values.get("launch_median_ms", 0.0) > _BOUND_SHARE * item.values.get("gpu_median_ms", 1e9)
+def _graph_mode(item: Measurement) -> str:
+    """How the last recorded step was run: FULL, PIECEWISE or NONE; '' where it is not recorded."""
+    return str(item.steps.get("graph_mode", [""])[-1])
+
+
+def _noise(item: Measurement) -> float:
+    """How much less than a replayed graph a step tells of the constants.
+
+    What the host takes varies from point to point, where launching lasts as long as the forward pass. How alike the
+    few tokens of a prompt are routed is the random weights' own (Mixtral's 16 tokens took two thirds of what
+    independent ones would, DeepSeek-V3's all of it).
+    """
+    passed = item.values.get("forward_median_ms", item.values.get("gpu_median_ms", 1e9))
+    if not _replayed(item) and item.values.get("launch_median_ms", 0.0) > _BOUND_SHARE * passed:
+        return _HOST_NOISE
+    return _ROUTED_NOISE if _graph_mode(item) == "PIECEWISE" and item.weights == "dummy" else 1.0
 
 
 def _step(item: Measurement) -> StepPoint:

@@ -19,6 +19,7 @@ from moesim.costs.grouped_gemm import (
 )
 from moesim.costs.kernels import OperatorCost, from_parts, nothing
 from moesim.costs.layout import Layout
+from moesim.costs.triton_tiles import TileTable, has_old_defaults, shipped_tiles
 from moesim.placement.deployed import ExpertLayout, deployed_map, expert_layout, split_tokens, sum_slots
 from moesim.routing.loads import LoadBank, draw_loads, make_bank
 from moesim.specs.model import MixtureOfExperts
@@ -53,7 +54,7 @@ def rank_loads(
     seed: int,
     tokens: tuple[int, ...],
     layout: ExpertLayout,
-    rule: BlockRule = "tokens",
+    rule: BlockRule | TileTable = "tokens",
 ) -> RankLoads:
     """Loads of every expert-parallel rank for steps of `tokens` tokens, 32 layer draws each."""
     bank = make_bank(moe, routing, layers, seed)
@@ -125,11 +126,6 @@ def _arrays(cost: OperatorCost) -> tuple[FloatArray, ...]:
     return (cost.memory_s, cost.compute_s, cost.network_s, cost.launch_s, cost.hbm_bytes, cost.flops)
 
 
-_TUNED_BF16 = {(8, 14336), (8, 7168), (8, 3584), (8, 1792), (64, 2560), (64, 1280), (64, 640), (128, 768)}
-"""Local experts and their width for which vLLM ships a tuned Triton configuration on Hopper: its blocks follow the mean
-rows of an expert (our H200 steps of Mixtral and Qwen2-57B show it; OLMoE, Qwen1.5-MoE and DBRX ran on the default)."""
-
-
 def deployed_kernel(layout: Layout) -> FusedKernel:
     """The fused kernel that vLLM runs for the experts' format on Hopper (as its 0.24 tables record).
 
@@ -148,11 +144,11 @@ def deployed_kernel(layout: Layout) -> FusedKernel:
     moe, deployment = layout.model.moe, layout.deployment
     if moe is None or kernel.name != "bf16":
         return kernel
-    shape = (
-        moe.num_experts // deployment.expert_parallel_size,
-        moe.intermediate_size // deployment.moe_tensor_parallel_size,
-    )
-    return replace(kernel, block_rule="tuned") if shape in _TUNED_BF16 else kernel
+    experts = moe.num_experts // deployment.expert_parallel_size
+    width = moe.intermediate_size // deployment.moe_tensor_parallel_size
+    if tiles := shipped_tiles(layout.cluster.accelerator.name, experts, width):
+        return replace(kernel, block_rule=tiles)
+    return replace(kernel, block_rule="experts") if has_old_defaults(layout.parameters.engine_version) else kernel
 
 
 def _fused(
@@ -171,7 +167,9 @@ def _fused(
     )
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size
     shape = ExpertShape(float(layout.model.hidden_size), width)
-    parts = fused_experts(load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel)
+    parts = fused_experts(
+        load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel, tuned=False
+    )
     cost = from_parts(parts, _calls(layout, quantised=kernel.activation_bytes < _ACTIVATION_BYTES))
     return cost.slowed(layout.parameters["experts_slowdown"])
 

@@ -6,8 +6,8 @@ Each grouped product is (memory^p + tiles^p)^(1/p). `memory`: the weights of the
 touch, and the routed rows in and out. `tiles`: sum over experts of ceil(rows / block_rows), times the column tiles,
 in waves over the compute units (half of a partly filled last wave is hidden by neighbours); a tile's time is as in
 `gemm`. The column tile is the best of four, the row block follows the library's rule (`FusedKernel.block_rule`).
-Left out: expert-to-expert differences within a wave, tuned configurations of single shapes (up to 1.3x), and the
-autotuning of FlashInfer.
+Left out: expert-to-expert differences within a wave, depth and stages of a tile (up to 1.3x), and the autotuning of
+FlashInfer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.gemm import ACTIVATION_BYTES, Constants, KernelParts, smooth_maximum
+from moesim.costs.triton_tiles import TileTable
 from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import Accelerator, peak_rate
 
 FloatArray = NDArray[np.float64]
-BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin", "tuned"]
+BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin"]
 BLOCKS = (8, 16, 32, 64, 128)
 _COLUMN_TILES = (32.0, 64.0, 128.0, 256.0)
 _STEP = 64.0
@@ -45,12 +46,14 @@ class FusedKernel:
     """
 
     name: str
-    block_rule: BlockRule
+    block_rule: BlockRule | TileTable
     walks_foreign_rows: bool
     sorts: bool
     activation_bytes: float
     slow_partial_tiles: bool = False
 
+
+_TRITON = ("bf16", "fp8")
 
 KERNELS: dict[str, FusedKernel] = {
     kernel.name: kernel
@@ -98,18 +101,18 @@ class ExpertShape:
 
 
 def block_rows(
-    rule: BlockRule, tokens: FloatArray, slots_per_expert: FloatArray, local_experts: FloatArray | float
+    rule: BlockRule | TileTable, tokens: FloatArray, slots_per_expert: FloatArray, local_experts: FloatArray | float
 ) -> FloatArray:
     """Rows of a block.
 
     tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 up to 32, 96, 512 tokens and above).
     experts: the default before (16 up to as many tokens as local experts, then 64). mean, mean64: the power of two
     above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
-    than 0.9. full: always 128.
+    than 0.9. full: always 128. A table of the library's tiles: its own.
     """
     mean = np.maximum(slots_per_expert, 1e-9)
-    if rule == "tuned":
-        return np.clip(2.0 ** np.ceil(np.log2(1.5 * mean)), 16.0, 128.0)
+    if isinstance(rule, TileTable):
+        return rule.rows_at(tokens)
     if rule == "tokens":
         return np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
     if rule == "experts":
@@ -184,13 +187,16 @@ def _beyond_cache(footprint: FloatArray, accelerator: Accelerator) -> FloatArray
 
 def _misaligned(width: FloatArray, constants: Constants, kernel: FusedKernel) -> FloatArray:
     """Slowdown of Triton's second product where a row of its weights is no multiple of 16 elements (no wide loads)."""
-    if kernel.block_rule not in ("tokens", "experts"):
+    if kernel.name not in _TRITON:
         return np.ones_like(width)
     return np.where(width % 16 > 0, constants["moe_misaligned_slowdown"], 1.0)
 
 
 def _column_tiles(kernel: FusedKernel, load: ExpertLoad, tuned: NDArray[np.bool_] | bool) -> list[FloatArray | float]:
-    """Candidate column tiles: fixed by vLLM's default configurations, free for other kernels."""
+    """Candidate column tiles: fixed by vLLM's default configurations, free for other kernels.
+
+    Tuned tables name theirs beside depths and stages that are not modelled, so the best one stands for them.
+    """
     if kernel.block_rule == "tokens":
         return [np.where(load.tokens <= 64, 64.0, 128.0)]
     if kernel.block_rule == "experts":

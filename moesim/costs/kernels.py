@@ -44,8 +44,8 @@ class OperatorCost:
         arrays = {f.name: getattr(self, f.name)[step : step + 1] for f in fields(self) if f.name != "launches"}
         return replace(self, **arrays)
 
-    def slowed(self, factor: float) -> OperatorCost:
-        """The same work, `factor` times as long."""
+    def slowed(self, factor: float | FloatArray) -> OperatorCost:
+        """The same work, `factor` times as long (one, or one a step)."""
         return replace(
             self,
             memory_s=self.memory_s * factor,

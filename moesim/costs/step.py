@@ -34,6 +34,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Numbers = Any  # a plain number, or an array of numbers
 NOISE_STEPS = 4096
+_BESIDE_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ def host_seconds(
     """Host seconds of a step: (scheduling and bookkeeping, launching); plain numbers or arrays of steps.
 
     `captured` and `prefill` are truth values. A decode step within the captured sizes is one replay; with prefill
-    the graphs are cut at every attention. Above the captured sizes a compiled step runs layer by layer (the same
-    time a layer in six models of 6 to 48 layers); in eager mode every one of `launches` kernels is launched.
+    the graphs are cut at every attention (a model that is not compiled has none such). Above the captured sizes a
+    compiled step runs layer by layer (the same time a layer in six models of 6 to 48 layers); in eager mode every one
+    of `launches` kernels is launched.
     With more than one sequence the server's output handling competes with the engine's loop for the host
     (measured: 3 to 7 % of eager steps, independent of how many more there are).
     """
@@ -116,8 +118,12 @@ def host_seconds(
     if layout.deployment.lockstep_ranks > 1:
         serial = serial + parameters["host_lockstep_s"]
     replay = parameters["graph_replay_s"] + prefill * layers * parameters["host_piece_s"]
+    one_by_one = replay * 0 + launches * parameters["host_launch_s"]
     if layout.deployment.enforce_eager:
-        return serial, replay * 0 + launches * parameters["host_launch_s"]
+        return serial, one_by_one
+    if not layout.model.compiled:
+        whole = captured * (1 - prefill)
+        return serial, whole * replay + (1 - whole) * one_by_one
     layered = parameters["host_uncaptured_s"] + layers * parameters["host_layer_s"]
     return serial, captured * replay + (1 - captured) * layered
 
@@ -234,11 +240,19 @@ def rank_operators(layout: Layout, tokens: FloatArray) -> dict[str, OperatorCost
         costs["dense mlp"] = dense_mlp(layout, tokens).times(dense_layers)
     if moe_layers:
         costs["router"] = router(layout, tokens).times(moe_layers)
-        costs["shared experts"] = shared_expert(layout, tokens).times(moe_layers)
+        costs["shared experts"] = shared_expert(layout, tokens).times(moe_layers).slowed(_exposed(layout, tokens))
         costs["expert exchange"] = expert_exchange(layout, tokens).times(moe_layers).slowed(slowdown)
     if layout.deployment.pipeline_parallel_size > 1:
         costs["pipeline transfer"] = _pipeline_transfer(layout, tokens)
     return costs
+
+
+def _exposed(layout: Layout, tokens: FloatArray) -> FloatArray:
+    """Share of the shared experts' time that is not hidden [steps]: on CUDA, steps of up to 256 tokens run them on a
+    second stream beside the routed ones (vLLM's SharedExperts and its VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD).
+    """
+    beside = (tokens <= _BESIDE_TOKENS) & (layout.cluster.accelerator.vendor == "nvidia")
+    return np.where(beside, min(layout.parameters["shared_expert_exposed"], 1.0), 1.0)
 
 
 def sampled_operators(layout: Layout, rows: FloatArray) -> dict[str, OperatorCost]:

@@ -230,11 +230,22 @@ class LockstepGroup:
         if self.course is not None:
             self._shift = self.course.advance(self._step, tokens, self._last_step_s)
             self._steps = min(self._steps, self._shift.steps)
-        self._times = times = segment_times(self._model, plans, self._steps, self._step, now, self._shift)
+        start_s = now + self._scheduling_s(plans) if self._fresh else now
+        self._times = times = segment_times(self._model, plans, self._steps, self._step, start_s, self._shift)
         self._end_s = times.end_s(self._steps)
         if self._expected and self._expected[0].ready_s < self._end_s:
             self._take_expected(times)
         self._arm()
+
+    def _scheduling_s(self, plans: Sequence[StepPlan | None]) -> float:
+        """How long an idle engine schedules and prepares before it launches anything: no step hides it.
+
+        Without asynchronous scheduling every step counts that time itself.
+        """
+        if not self._model.layout.deployment.async_scheduling:
+            return 0.0
+        sequences = max(plan.decodes + len(plan.chunks) for plan in plans if plan is not None)
+        return self._model.host_s(sequences, sequences, True)[0]
 
     def _skip_step(self) -> None:
         """Everyone waits only for a step that was fixed earlier; with nothing running it takes no time."""

@@ -12,6 +12,7 @@ import simpy
 
 from moesim.costs.layout import make_layout
 from moesim.costs.step import StepModel, build_step_model
+from moesim.engine.frontend import Frontend
 from moesim.engine.group import LockstepGroup, StepLog
 from moesim.engine.rebalancing import Rebalancing, make_course
 from moesim.engine.requests import Request, RequestTable, make_requests
@@ -118,8 +119,7 @@ class _Simulation:
         self._table = table
         self._model = model
         self._memory = memory
-        self._request_s = parameters["server_request_s"] if served else 0.0
-        self._token_s = parameters["server_token_s"] if served else 0.0
+        intake = [parameters[name] if served else 0.0 for name in ("server_request_s", "server_token_s")]
         self._response_s = parameters["server_response_s"] if served else 0.0
         self._arrival = scenario.workload.arrival
         self._closed_loop = isinstance(self._arrival, ClosedLoop)
@@ -138,7 +138,7 @@ class _Simulation:
             )
             for _ in range(deployment.num_engines)
         ]
-        self._frontend_free_s = [0.0] * len(self._groups)
+        self._frontends = [Frontend(self._env, *intake, group.expect) for group in self._groups]
         self._sent = [0] * len(self._groups)
 
     def run(self) -> ServingRun:
@@ -172,21 +172,17 @@ class _Simulation:
             self._send_next(at_s)
 
     def _send_next(self, at_s: float) -> None:
-        """Send the next request to the engine with the fewest requests; its frontend handles one at a time."""
+        """Send the next request to the engine with the fewest requests."""
         request = self._requests[self._next]
         self._next += 1
         engine = self._emptiest() if len(self._groups) > 1 else 0
         self._sent[engine] += 1
-        free_s = self._frontend_free_s
-        free = free_s[engine]
-        ready_s = (at_s if at_s > free else free) + self._request_s + self._token_s * request.input_tokens
-        free_s[engine] = request.ready_s = ready_s
         request.sent_s = at_s
         request.engine = engine
-        self._groups[engine].expect(request)
+        self._frontends[engine].receive(request)
 
     def _emptiest(self) -> int:
-        return min(range(len(self._groups)), key=lambda index: (self._sent[index], self._frontend_free_s[index]))
+        return min(range(len(self._groups)), key=lambda index: (self._sent[index], self._frontends[index].busy_until_s))
 
     def _started(self, request: Request, now: float) -> None:
         if request.first_token_s < 0:

@@ -206,7 +206,7 @@ def _dbrx(config: Config) -> dict[str, Any]:
         intermediate_size=ffn.integer("ffn_hidden_size"),
     )
     grouped = _grouped(config, kv_heads=attention.integer("kv_n_heads"))
-    return grouped | {"moe": moe, "num_moe_layers": _layers(config)}
+    return grouped | {"moe": moe, "num_moe_layers": _layers(config), "compiled": False}
 
 
 def _gpt_oss(config: Config) -> dict[str, Any]:

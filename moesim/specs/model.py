@@ -115,7 +115,11 @@ class ParameterCounts(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A transformer language model: what its config.json says, plus the number formats of its checkpoint."""
+    """A transformer language model: what its config.json says, plus the number formats of its checkpoint.
+
+    `compiled`: vLLM compiles its forward pass; where it does not, no graph is cut at attention, and a step with prompts
+    launches its kernels one by one.
+    """
 
     name: str
     huggingface_id: str
@@ -133,6 +137,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dtypes: WeightDtypes = WeightDtypes()
     decoding: Literal["autoregressive", "masked_diffusion"] = "autoregressive"
     diffusion: Diffusion | None = None
+    compiled: bool = True
     aliases: tuple[str, ...] = ()
     published: dict[str, float] = {}
     notes: str = ""

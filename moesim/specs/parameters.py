@@ -123,11 +123,12 @@ ENGINE_PARAMETERS = (
     "experts_slowdown",
     "attention_slowdown",
     "collective_slowdown",
+    "shared_expert_exposed",
     "prompt_routing_exponent",
 )
-"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, and how
-alike the tokens of one prompt, or of a text that is being denoised, are routed (n tokens touch the experts of
-n ** exponent independent ones)."""
+"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, how much
+of a shared expert on a stream of its own is not hidden behind the routed ones, and how alike the tokens of one prompt,
+or of a text that is being denoised, are routed (n tokens touch the experts of n ** exponent independent ones)."""
 
 NETWORK_PARAMETERS = (
     "ring_ll_s",

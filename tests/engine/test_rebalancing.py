@@ -20,6 +20,7 @@ def built(
     eplb: Eplb | None = None, drift: int = 0, redundant: int = 0, routing: str = "zipf:0.8", **words: object
 ) -> Scenario:
     sizes = {"gpus": 4, "tp": 1, "dp": 4, "ep": 4, "concurrency": 256, "num_prompts": 256, "input_len": 64}
+    sizes["frontend"] = "offline"
     given = {**sizes, "output_len": 300, "routing": routing, "drift_steps": drift, **words}
     return scenario("qwen3-30b-a3b", eplb=eplb, redundant_experts=redundant, **given)
 
@@ -67,7 +68,7 @@ def test_a_stop_costs_what_the_bytes_take_and_an_asynchronous_move_does_not_stop
     assert stopped.bytes_moved > 0
     breakdown = summarize(built(), stopping).breakdown
     assert breakdown.operators["moving experts"] == pytest.approx(stopped.stalled_s)
-    assert breakdown.total_s == pytest.approx(stopping.logs[0].busy_s, rel=1e-6)
+    assert breakdown.total_s == pytest.approx(stopping.logs[0].busy_s, rel=1e-3)  # a run's mean context
 
 
 def test_drift_faster_than_the_interval_takes_the_gain_away() -> None:

@@ -1,0 +1,65 @@
+"""Points of step sweeps: which of their times tell of the GPU, and which points tell of nothing."""
+
+import pytest
+
+from calibration.readers import read_runs
+from hw_validation.records import make_record
+from tests.calibration.readers.test_records import FLAGS, setup, write
+
+GPU = {"gpu_median_ms": 3.2, "gpu_p10_ms": 3.19, "gpu_p90_ms": 3.22}
+TIMES = GPU | {"forward_median_ms": 3.0, "launch_median_ms": 1.5}
+SIZES = {"decodes_mean": 64.0, "context_tokens_mean": 64 * 256.0}
+PROMPT = {"prefill_tokens_mean": 256.0, "prefill_pairs_mean": 32896.0, "context_tokens_mean": 0.0}
+
+
+def decode(key="d", mode="FULL", flags=FLAGS, context_len=256, **change):
+    point = {"batch_size": 64, "context_len": context_len, "router_spread": 0.0}
+    steps = {"graph_mode": ["NONE", mode]}
+    return make_record("decode_step", key, setup(flags=flags), point, values=TIMES | SIZES | change, steps=steps)
+
+
+def read(tmp_path, *records):
+    return read_runs(write(tmp_path / "r.jsonl", *records))
+
+
+def test_a_replayed_step_tells_of_the_gpu_alone(tmp_path):
+    ((run,), _) = read(tmp_path, decode())
+    assert run.measured == {"step_forward_ms": 3.0, "step_gpu_ms": 3.2}
+
+
+def test_repeats_that_differ_were_decided_by_the_host(tmp_path):
+    ((run,), _) = read(tmp_path, decode(gpu_median_ms=5.0, gpu_p10_ms=4.5, gpu_p90_ms=5.5))
+    assert run.measured == {"step_forward_ms": 3.0}
+
+
+def test_launches_count_where_no_graph_holds_them(tmp_path):
+    ((run,), _) = read(tmp_path, decode(mode="NONE"))
+    assert run.measured == {"step_gpu_ms": 3.2, "step_launch_ms": 1.5}
+
+
+@pytest.mark.parametrize(("launch_ms", "noise"), [(1.5, 4.0), (2.95, 6.0)])
+def test_a_prompt_weighs_less_and_least_when_it_waited_for_its_launches(tmp_path, launch_ms, noise):
+    values = TIMES | PROMPT | {"launch_median_ms": launch_ms}
+    record = make_record(
+        "prefill_step", "p", setup(), {"num_prompts": 1, "prompt_tokens": 256}, values=values,
+        steps={"graph_mode": ["PIECEWISE"]},
+    )  # fmt: skip
+    ((run,), _) = read(tmp_path, record)
+    assert run.noise == noise
+
+
+def test_steps_that_return_their_routing_are_no_times(tmp_path):
+    runs, skipped = read(tmp_path, decode(flags=FLAGS | {"returns_routed_experts": True}))
+    assert not runs
+    assert "routing" in skipped[0].reason
+
+
+def test_a_context_that_costs_less_than_its_reading_is_left_out(tmp_path):
+    """64 x 1792 more tokens of OLMoE are 15 GB: 4.5 ms at the H100's peak."""
+    longer = {"context_tokens_mean": 64 * 2048.0, "context_len": 2048}
+    slow, fast = decode("slow", forward_median_ms=8.0, **longer), decode("fast", forward_median_ms=6.0, **longer)
+    assert [run.id for run in read(tmp_path, decode(), slow)[0]] == ["boot/d", "boot/slow"]
+    (tmp_path / "r.jsonl").unlink()
+    runs, skipped = read(tmp_path, decode(), fast)
+    assert [run.id for run in runs] == ["boot/d"]
+    assert "alike" in skipped[0].reason

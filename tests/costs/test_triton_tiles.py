@@ -1,0 +1,55 @@
+"""Tiles of vLLM's Triton experts."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from moesim.costs.experts import deployed_kernel
+from moesim.costs.layout import make_layout
+from moesim.costs.triton_tiles import TileTable, has_old_defaults, shipped_tiles
+from moesim.scenarios import Request, make_scenario
+
+
+def kernel(hardware, model, version="0.23", **words):
+    scenario = make_scenario(Request(model=model, hardware=hardware, concurrency=1, **words))
+    parameters = msgspec.structs.replace(scenario.parameters, engine_version=version)
+    return deployed_kernel(
+        make_layout(
+            scenario.model, scenario.deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
+        )
+    )
+
+
+def test_a_step_takes_the_nearest_entry():
+    table = TileTable((1, 2, 8, 256), (16, 32, 64, 128))
+    assert table.rows_at(np.array([1.0, 2.0, 4.0, 5.0, 6.0, 132.0, 133.0, 9000.0])).tolist() == [
+        16, 32, 32, 32, 64, 64, 128, 128,
+    ]  # fmt: skip
+
+
+def test_shapes_are_those_of_the_library():
+    """Mixtral's experts on one H200 are tuned for; on an H100 only their halves and smaller shards are."""
+    whole = shipped_tiles("h200", 8, 14336)
+    assert whole is not None
+    assert whole.rows_at(np.array([256.0])) == 128
+    assert shipped_tiles("h100", 8, 14336) is None
+    assert shipped_tiles("h200", 64, 1024) is None
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "words", "rule"),
+    [
+        ("h200", "olmoe-1b-7b", {}, "tokens"),
+        ("h100", "qwen3-30b-a3b", {}, "tokens"),
+        ("h200", "deepseek-v3", {"gpus": 8, "tp": 8}, "mean64"),
+    ],
+)
+def test_what_has_no_table_runs_by_rule(hardware, model, words, rule):
+    assert kernel(hardware, model, **words).block_rule == rule
+
+
+def test_old_releases_have_other_defaults():
+    assert kernel("h200", "olmoe-1b-7b", "0.11").block_rule == "experts"
+    assert isinstance(kernel("h200", "mixtral-8x7b", "0.11").block_rule, TileTable)
+    assert not has_old_defaults("")
+    assert not has_old_defaults("0.17.1")
