@@ -25,7 +25,7 @@ def measure_kernels(client: Client, point: KernelsPoint) -> KernelTable:
     if point.prefill_tokens:
         _prefill(client, point.prefill_tokens)
         client.engine.drain()
-        with _profile() as profile:
+        with profile_gpu() as profile:
             for _ in range(_STEPS):
                 _prefill(client, point.prefill_tokens)
             client.engine.drain()
@@ -36,13 +36,13 @@ def measure_kernels(client: Client, point: KernelsPoint) -> KernelTable:
         for _ in range(WARM_STEPS):
             client.step()
         client.engine.drain()
-        with _profile() as profile:
+        with profile_gpu() as profile:
             for _ in range(_STEPS):
                 client.step()
             client.engine.drain()
         client.abort(sent)
         client.engine.drain()
-    return tabulate_kernels(_device_events(profile), _STEPS)
+    return tabulate_kernels(device_events(profile), _STEPS)
 
 
 def tabulate_kernels(events: Iterable[tuple[str, float, float]], steps: int) -> KernelTable:
@@ -68,13 +68,15 @@ def _prefill(client: Client, tokens: int) -> None:
     client.finish()
 
 
-def _profile() -> Any:
+def profile_gpu() -> Any:
+    """A torch.profiler that notes what runs on the GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     return profile(activities=[ProfilerActivity.CUDA])
 
 
-def _device_events(profile: Any) -> list[tuple[str, float, float]]:
+def device_events(profile: Any) -> list[tuple[str, float, float]]:
+    """(name, begin in µs, length in µs) of what ran on the GPU, from a torch.profiler."""
     from torch.autograd import DeviceType
 
     events = profile.events() or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 MODELS = "olmoe-1b-7b,qwen1.5-moe-a2.7b,dbrx,qwen2-57b-a14b,mixtral-8x7b,deepseek-v3"
 _ALL = "decode,prefill,mixed,closed,decode-long,closed-long,skew,kernels,open"
@@ -42,9 +43,9 @@ def sweep(name: str, seconds: float, arguments: str, fallback: Job | None = None
     )
 
 
-def llada(name: str, seconds: float, model: str, runs: tuple[str, ...]) -> Job:
+def llada(name: str, seconds: float, model: str, runs: tuple[str, ...], options: str = "--repeats 2") -> Job:
     """A job of `hw_validation.llada`, whose JSON document is rewritten after each run."""
-    words = f"--model {model} --repeats 2 --warm-ups 1 --json {{out}} " + " ".join(f"--run '{run}'" for run in runs)
+    words = f"--model {model} {options} --warm-ups 1 --json {{out}} " + " ".join(f"--run '{run}'" for run in runs)
     return Job(name=name, module="hw_validation.llada", arguments=words, seconds=seconds, suffix="json")
 
 
@@ -66,6 +67,14 @@ _COUNTERS = Job(
     arguments="--models olmoe-1b-7b:2 --out {out} --standby",
     seconds=60,
     standby=True,
+)
+_EXPERIMENT = Job(
+    name="served",
+    module="hw_validation",
+    arguments="run hw_validation/campaigns/olmoe_server.yaml --out {out} --work-dir {out}.work "
+    "--models-dir {out}.models --start-timeout-s {seconds} --hardware h200",
+    seconds=170,
+    head_start_s=110,
 )
 _DEEPSEEK = sweep(
     "deepseek-v3",
@@ -91,6 +100,36 @@ _EXPERT_RUNS = (
     "kernels=torch graphs=true",
     "expert_loads=true graphs=true",
 )
+
+_DENSE_AGAIN = (
+    *_DENSE_RUNS,
+    "generation_len=64 steps=32 graphs=true",
+    "products=blas graphs=true",
+    "graphs=true",
+)
+_EXPERTS_AGAIN = (
+    "graphs=true",
+    "expert_execution=loop",
+    "cache=dual graphs=true",
+    "graphs=false",
+    "expert_execution=loop batch=4 steps=16",
+    "expert_loads=true cache=dual graphs=true",
+    "cache=prefix graphs=true",
+    "batch=4 graphs=true",
+    "cache=dual batch=4 graphs=true",
+    "batch=16 graphs=true",
+    "generation_len=256 steps=128 graphs=true",
+    "graphs=true",
+)
+"""The last run is the first one again, and its kernels are listed."""
+
+
+def tuned(name: str, seconds: float, model: str, runs: tuple[str, ...], repeats: int) -> Job:
+    """A job of the LLaDA engine with the fastest products; with PyTorch's own, should those never work."""
+    plain = tuple(f"{run} products=blas" for run in runs)
+    job = llada(name, seconds, model, runs, f"--repeats {repeats} --profile")
+    return replace(job, fallback=llada(f"{name}-blas", seconds, model, plain, f"--repeats {repeats}"))
+
 
 _EVEN_RUNS = ("graphs=true", "expert_loads=true graphs=true", "expert_execution=loop", "cache=dual graphs=true")
 
@@ -129,5 +168,12 @@ CAMPAIGNS: dict[str, tuple[Job, ...]] = {
         _COUNTERS,
         llada("llada-moe", 40, "llada-moe-7b-a1b", _EVEN_RUNS),
         _DEEPSEEK,
+    ),
+    "third": (
+        tuned("llada-8b", 120, "llada-8b", _DENSE_AGAIN, repeats=3),
+        replace(tuned("llada-moe", 110, "llada-moe-7b-a1b", _EXPERTS_AGAIN, repeats=2), head_start_s=60),
+        sweep("olmoe", 85, "--model olmoe-1b-7b --sections closed-spot,open,decode,closed-long-spot,closed,prefill"),
+        _EXPERIMENT,
+        replace(_COUNTERS, arguments=_COUNTERS.arguments.replace("olmoe-1b-7b", "mixtral-8x7b")),
     ),
 }

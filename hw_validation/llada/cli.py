@@ -18,7 +18,7 @@ from hw_validation.llada.distributed import join_ranks
 from hw_validation.llada.engine import Effort, Engine
 from hw_validation.llada.floor import Ceilings
 from hw_validation.llada.record import Run, check_target, describe, write
-from hw_validation.llada.settings import CacheKind, Execution, KernelChoice, Remasking, RunSettings, check
+from hw_validation.llada.settings import CacheKind, Execution, KernelChoice, Products, Remasking, RunSettings, check
 
 _DESCRIPTION = """\
 Measure masked-diffusion decoding of LLaDA-8B or LLaDA-MoE-7B.
@@ -106,6 +106,9 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kernels", choices=get_args(KernelChoice), default="auto", help="auto: triton on a GPU, if there"
     )
+    group.add_argument(
+        "--products", choices=get_args(Products), default="tuned", help="dense ones; blas: as PyTorch does them"
+    )
     group.add_argument("--graphs", action="store_true", help="capture each forward as a CUDA graph and replay it")
     group.add_argument("--tp", type=int, default=1, help="ranks that share every head and width (under torchrun)")
     group.add_argument("--ep", type=int, default=1, help="1, or all ranks: each owns whole experts, all-to-all between")
@@ -119,7 +122,10 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--warm-ups", type=int, default=2, help="untimed passes over all forward shapes first (default 2)"
     )
     group.add_argument(
-        "--no-tune", action="store_true", help="default tiles for the Triton products, no timing of them"
+        "--no-tune", action="store_true", help="products and tiles as they are without timing them on the device"
+    )
+    group.add_argument(
+        "--profile", action="store_true", help="list the kernels of the last run's steps (torch.profiler)"
     )
     group.add_argument("--expert-loads", action="store_true", help="count every expert's tokens (adds small kernels)")
     group.add_argument(
@@ -162,6 +168,8 @@ def _measure(parsed: argparse.Namespace) -> None:
     device = _device(parsed.device)
     if device.type == "cpu" and any(settings.graphs for settings in runs):
         raise InputError("graphs: CUDA graphs need a GPU; leave out --graphs")
+    if device.type == "cpu" and parsed.profile:
+        raise InputError("profile: there are no kernels to list without a GPU; leave out --profile")
     parallel = join_ranks(parsed.tp, parsed.ep, device)
     if parallel.ep > 1 and any(settings.graphs for settings in runs):
         raise InputError("graphs: the all-to-all split sizes come from the host; leave out --graphs or use --ep 1")
@@ -177,8 +185,8 @@ def _measure(parsed: argparse.Namespace) -> None:
     )
     effort = Effort(repeats=parsed.repeats, warm_ups=max(parsed.warm_ups, 0), tune=not parsed.no_tune)
     done: list[Run] = []
-    for settings in runs:
-        done.append(engine.measure(settings, effort))
+    for place, settings in enumerate(runs, start=1):
+        done.append(engine.measure(settings, replace(effort, profile=parsed.profile and place == len(runs))))
         if parallel.rank == 0:
             print(describe(done[-1]), flush=True)
             if parsed.json:

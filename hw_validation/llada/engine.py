@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hw_validation.environment import probe_host
 from hw_validation.llada.cache import KVCache, needs_cache, span_lengths
 from hw_validation.llada.config import Architecture
 from hw_validation.llada.distributed import SINGLE, Parallel, check_sizes
@@ -16,21 +17,26 @@ from hw_validation.llada.floor import Ceilings, forward_floor
 from hw_validation.llada.loads import ExpertLoads
 from hw_validation.llada.model import Llada
 from hw_validation.llada.ops import choose_ops
+from hw_validation.llada.products import ProductTable
 from hw_validation.llada.record import Repeat, Run, digest, environment
 from hw_validation.llada.sampler import Denoiser, Forward, Generation
 from hw_validation.llada.settings import RunSettings, check
 from hw_validation.llada.tiles import TileTable
 from hw_validation.llada.timing import StepClock, Timings
 from hw_validation.llada.weights import fill_random, load_checkpoint
+from hw_validation.step_kernels import KernelTable, device_events, profile_gpu, tabulate_kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much to run: timed generations, untimed passes over their forwards first, and whether to tune tiles."""
+    """How much to run: timed generations, untimed passes over their forwards first, whether to time the ways of
+    products and tiles, and whether to list the kernels of a step afterwards.
+    """
 
     repeats: int = 3
     warm_ups: int = 2
     tune: bool = True
+    profile: bool = False
 
 
 class Engine:
@@ -55,6 +61,7 @@ class Engine:
         self._seed = seed
         self._ceilings = ceilings or Ceilings()
         self._tiles = TileTable()
+        self._products = ProductTable()
         if checkpoint is None:
             fill_random(self.model, seed)
         else:
@@ -75,8 +82,10 @@ class Engine:
             denoiser.warm_up(self._tokens((settings.batch, settings.prompt_len), seed=-1))
         if model.loads is not None:
             model.loads.reset()
+        host = probe_host()
         results = [self._generate(denoiser, settings, index) for index in range(effort.repeats)]
-        return self._record(settings, results)
+        kernels = self._list_kernels(denoiser, settings) if effort.profile else None
+        return self._record(settings, results, host, kernels)
 
     def _counts_loads(self, settings: RunSettings) -> bool:
         return settings.expert_loads and self.model.architecture.is_moe
@@ -90,10 +99,12 @@ class Engine:
         from hw_validation.llada.fused import triton_ops
         from hw_validation.llada.tuning import tune
 
-        model.ops = triton_ops(self._tiles)
+        products = self._products if settings.products == "tuned" else None
+        model.ops = triton_ops(self._tiles, products)
         if effort.tune:
+            head_rows = settings.rows * settings.block_len
             for span in sorted(span_lengths(settings)):
-                tune(model, self._sample_canvas(settings, span), self._tiles)
+                tune(model, self._sample_canvas(settings, span), self._tiles, products, head_rows)
 
     def _sample_canvas(self, settings: RunSettings, span: int) -> Tensor:
         """Tokens [rows, span] as a forward sees them halfway: the prompt, then text of which half is masked."""
@@ -132,7 +143,22 @@ class Engine:
         """A seed for generation `index` of this rank's replica."""
         return (self._seed * 1_000_003 + self.model.parallel.replica * 10_007 + index + 1_000) % 2**31
 
-    def _record(self, settings: RunSettings, results: list[tuple[Generation, Timings]]) -> Run:
+    def _list_kernels(self, denoiser: Denoiser, settings: RunSettings) -> KernelTable:
+        """The GPU's kernels over the shapes of forward that a generation has, a step."""
+        prompt = self._tokens((settings.batch, settings.prompt_len), seed=-1)
+        with profile_gpu() as profile:
+            steps = denoiser.warm_up(prompt)
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize()
+        return tabulate_kernels(device_events(profile), steps)
+
+    def _record(
+        self,
+        settings: RunSettings,
+        results: list[tuple[Generation, Timings]],
+        host: dict[str, float],
+        kernels: KernelTable | None,
+    ) -> Run:
         model = self.model
         repeats = [Repeat(times, result.forwards, digest(result.tokens)) for result, times in results]
         forwards = sum(repeat.forwards for repeat in repeats)
@@ -151,9 +177,12 @@ class Engine:
             floor=forward_floor(model.architecture, settings.rows, settings.total_len, settings.block_len, size),
             ceilings=self._ceilings,
             loads=model.loads.summary(forwards, model.parallel) if model.loads else None,
-            environment=environment(model.device),
+            environment=environment(model.device) | host,
+            kernels=kernels,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if model.device.type == "cuda" else 0,
         )
 
     def _tile_record(self) -> dict[str, Any]:
-        return self._tiles.as_dict() if self.model.ops.name == "triton" else {}
+        if self.model.ops.name != "triton":
+            return {}
+        return self._tiles.as_dict() | {"products": self._products.as_dict()}

@@ -7,12 +7,12 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from hw_validation.llada import kernels as typed_kernels
 from hw_validation.llada.experts import Matrices, Routing
 from hw_validation.llada.ops import Ops
+from hw_validation.llada.products import Product, ProductTable, by_blas
 from hw_validation.llada.tiles import Tile, TileTable, next_power
 
 kernels: Any = typed_kernels
@@ -42,11 +42,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return out
 
 
-def gated(table: TileTable, inputs: Tensor, gate_up: Tensor) -> Tensor:
-    """As `ops.gated`: one kernel where the tuner found that faster, else the BLAS library and a kernel."""
+def gated(table: TileTable, inputs: Tensor, gate_up: Tensor, multiply: Product = by_blas) -> Tensor:
+    """As `ops.gated`: one kernel where the tuner found that faster, else a product and a kernel."""
     tile = table.get_dense(inputs.shape[0])
     if tile is None:
-        return swiglu(F.linear(inputs, gate_up))
+        return swiglu(multiply(inputs, gate_up, None))
     return multiply_gate_up(tile, inputs, gate_up.unsqueeze(0), one_group(inputs.shape[0], inputs.device), 1)
 
 
@@ -155,10 +155,18 @@ def _constants(tile: Tile, experts: int) -> dict[str, int]:
     }
 
 
-def triton_ops(table: TileTable | None = None) -> Ops:
-    """All operators as Triton kernels; the tiles come from `table`."""
-    tiles = table or TileTable()
-    return Ops("triton", rotate, partial(gated, tiles), route, partial(run_experts, tiles), combine)
+def triton_ops(table: TileTable | None = None, products: ProductTable | None = None) -> Ops:
+    """All operators as Triton kernels; the tiles come from `table`, the ways of dense products from `products`."""
+    tiles, multiply = table or TileTable(), products.multiply if products else by_blas
+    return Ops(
+        "triton",
+        rotate,
+        partial(gated, tiles, multiply=multiply),
+        route,
+        partial(run_experts, tiles),
+        combine,
+        multiply,
+    )
 
 
 def _grid(tile: Tile, rows: int, experts: int, width: int) -> tuple[int, int]:

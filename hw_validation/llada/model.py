@@ -107,7 +107,7 @@ class Llada(nn.Module):
             self._attend(hidden, parameters, index, where)
             self._feed_forward(hidden, parameters, index)
         chosen = hidden.view(batch, span, -1).index_select(1, rows)
-        logits = F.linear(self._norm(chosen, self.final_norm), self.head)
+        logits = self.ops.multiply(self._norm(chosen, self.final_norm), self.head, None)
         return self.parallel.join_last(logits)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -116,7 +116,8 @@ class Llada(nn.Module):
     def _attend(self, hidden: Tensor, layer: Layer, index: int, where: _Where) -> None:
         """Add the attention of layer `index` to `hidden` [tokens, hidden], in place."""
         size, tp = self.architecture, self.parallel.tp
-        qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv).view(where.batch, where.span, -1)
+        qkv = self.ops.multiply(self._norm(hidden, layer.input_norm), layer.qkv, None)
+        qkv = qkv.view(where.batch, where.span, -1)
         heads = (size.num_heads // tp, size.num_kv_heads // tp)
         queries, keys, values = self.ops.rotate(qkv, where.angles, layer.qk_norm, heads, size.norm_eps)
         if where.cache is not None:
@@ -152,9 +153,9 @@ class Llada(nn.Module):
     def _project(self, hidden: Tensor, inputs: Tensor, matrix: Tensor) -> None:
         """Add `inputs` @ `matrix`.T to `hidden`: in the product itself on one rank, after a sum over shards else."""
         if self.parallel.tp == 1:
-            hidden.addmm_(inputs, matrix.T)
+            self.ops.multiply(inputs, matrix, hidden)
         else:
-            hidden.add_(self.parallel.sum_shards(F.linear(inputs, matrix)))
+            hidden.add_(self.parallel.sum_shards(self.ops.multiply(inputs, matrix, None)))
 
 
 @dataclass(frozen=True, slots=True)

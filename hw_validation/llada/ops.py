@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hw_validation.llada.config import InputError
 from hw_validation.llada.experts import PRODUCTS, Matrices, Routing, pick_product, route, run_grouped, run_loop, swiglu
+from hw_validation.llada.products import Product, by_blas
 from hw_validation.llada.settings import Execution, KernelChoice
 
 Experts = Callable[[Tensor, Routing, Matrices], Tensor]
@@ -29,6 +30,7 @@ class Ops:
     route: Callable[[Tensor, int, bool], Routing]
     experts: Experts
     combine: Callable[[Tensor, Tensor], None]
+    multiply: Product = by_blas
 
 
 def rotate(

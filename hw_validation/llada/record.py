@@ -20,6 +20,7 @@ from hw_validation.llada.floor import Ceilings, Floor, count_parameters
 from hw_validation.llada.loads import LoadSummary
 from hw_validation.llada.settings import RunSettings
 from hw_validation.llada.timing import Timings
+from hw_validation.step_kernels import KernelTable
 
 SCHEMA = "moesim.llada/1"
 
@@ -108,6 +109,7 @@ class Run:
     loads: LoadSummary | None
     environment: dict[str, Any]
     peak_memory_bytes: int
+    kernels: KernelTable | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values. `floor_share` is the full forward's floor over the median forward."""
@@ -132,6 +134,7 @@ class Run:
             "floor": {**asdict(self.floor), **asdict(self.ceilings), "milliseconds": floor_ms},
             "floor_share": floor_ms / values["forward_step_ms"],
             "expert_loads": asdict(self.loads) if self.loads else None,
+            "kernels": self.kernels.values | {"rows": self.kernels.rows} if self.kernels else None,
         }
 
 

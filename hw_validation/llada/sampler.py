@@ -120,8 +120,8 @@ class Denoiser:
             unmasked += self._denoise_block(canvas, block, clock, generator)
         return Generation(canvas[:, settings.prompt_len :], tuple(unmasked))
 
-    def warm_up(self, prompt: Tensor) -> None:
-        """Run every shape of forward that a generation has, and the sampling, once and untimed."""
+    def warm_up(self, prompt: Tensor) -> int:
+        """Run every shape of forward that a generation has, and the sampling, untimed; returns the steps."""
         settings = self._settings
         canvas = torch.full((prompt.shape[0], settings.total_len), self._mask, device=prompt.device)
         for block in range(settings.num_blocks):
@@ -130,6 +130,7 @@ class Denoiser:
                 logits = self._predict(canvas, plan_span(settings, block, step), start)
                 window = torch.full_like(canvas[:, : settings.block_len], self._mask)
                 self._unmask(window, torch.ones_like(window, dtype=torch.bool), logits, 1, None)
+        return 2 * settings.num_blocks
 
     def _denoise_block(self, canvas: Tensor, block: int, clock: Clock, generator: torch.Generator | None) -> list[int]:
         """Replace the block's masks in `canvas` [batch, total_len]; returns the tokens that each step unmasked."""

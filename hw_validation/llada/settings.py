@@ -11,6 +11,7 @@ Remasking = Literal["low_confidence", "random"]
 CacheKind = Literal["none", "prefix", "dual"]
 Execution = Literal["loop", "grouped"]
 KernelChoice = Literal["auto", "torch", "triton"]
+Products = Literal["tuned", "blas"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class RunSettings:
 
     Generation is cut into blocks of `block_len` tokens; the `steps` denoising steps are shared evenly among the
     blocks. `threshold` replaces the fixed number of tokens a step by all tokens at least that probable.
+    `products`: dense products by the way found fastest on the device, or as PyTorch's BLAS library does them.
     `cache_refresh` is the number of steps between full forwards inside a block (0: one, at the block's start).
     """
 
@@ -35,6 +37,7 @@ class RunSettings:
     cache_refresh: int = 0
     expert_execution: Execution = "grouped"
     kernels: KernelChoice = "auto"
+    products: Products = "tuned"
     graphs: bool = False
     expert_loads: bool = False
 

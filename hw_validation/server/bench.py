@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,8 +59,9 @@ def bench_command(arguments: list[str], result: Path) -> list[str]:
 class BenchClient:
     """Runs the client with one set of arguments after the other.
 
-    A process that has imported `vllm.benchmarks` once serves all calls, because a start costs about 25 s; where
-    vLLM cannot be imported by this Python, every call is a command `vllm bench serve`. `kind` says which.
+    A process that has imported `vllm.benchmarks` once serves all calls, because a start costs about 25 s (begun when
+    this object is made, waited for at the first call); where vLLM cannot be imported by this Python, every call is a
+    command `vllm bench serve`. `kind` says which.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,8 +72,11 @@ class BenchClient:
         with self._log.open("ab") as log:
             words = [sys.executable, "-m", "hw_validation.server.client_worker"]
             self._worker = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        assert self._worker.stdout is not None
-        self.kind = "library" if self._read_line().get("ready") else "command"
+
+    @cached_property
+    def kind(self) -> str:
+        """`library` or `command`; waits until the process has told."""
+        return "library" if self._read_line().get("ready") else "command"
 
     def __enter__(self) -> BenchClient:
         return self

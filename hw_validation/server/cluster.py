@@ -21,6 +21,11 @@ from hw_validation.server.variables import server_variables
 from moesim.errors import InputError
 
 
+def count_answering(server: Server) -> int:
+    """How many servers answer requests: one for each replica, the first node's alone over several nodes."""
+    return 1 if server.nodes > 1 else server.deployment.num_engines
+
+
 def start_all(stack: ExitStack, server: Server, folder: Path, options: RunOptions) -> list[RunningServer]:
     """Start every process of `server`; they stop when `stack` closes. One answering server for each replica.
 
@@ -30,7 +35,7 @@ def start_all(stack: ExitStack, server: Server, folder: Path, options: RunOption
     """
     if server.nodes > 1:
         return [_start_over_nodes(stack, server, folder, options)]
-    replicas, size = server.deployment.num_engines, replica_gpus(server)
+    replicas, size = count_answering(server), replica_gpus(server)
     launched: list[LaunchedServer] = []
     for replica in range(replicas):
         devices = range(replica * size, (replica + 1) * size) if replicas > 1 else None

@@ -21,7 +21,7 @@ from hw_validation.machine.gpus import Gpu, is_planned
 from hw_validation.machine.sampler import GpuSampler, choose_reader
 from hw_validation.records import Environment, Kind, Record, RecordLog, make_record
 from hw_validation.server.bench import BenchClient, BenchmarkError, bench_arguments, warm_up_arguments
-from hw_validation.server.cluster import start_all
+from hw_validation.server.cluster import count_answering, start_all
 from hw_validation.server.counters import difference, read_counters
 from hw_validation.server.diffusion import measure_diffusion
 from hw_validation.server.offline import measure_offline
@@ -99,10 +99,11 @@ def _measure_group(
         return measure_offline(server, runs, log.path, folder, options, machine)
     try:
         with ExitStack() as stack:
-            running = start_all(stack, server, folder, options)
             clients = [
-                stack.enter_context(BenchClient(options.work_dir / f"client-{place}")) for place in range(len(running))
+                stack.enter_context(BenchClient(options.work_dir / f"client-{place}"))
+                for place in range(count_answering(server))
             ]
+            running = start_all(stack, server, folder, options)
             return ServedRuns(server, running, clients, folder, log, options, machine).measure(runs)
     except ServerStartError as error:
         _tell(f"{server.name}: {error}")

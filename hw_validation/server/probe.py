@@ -16,6 +16,8 @@ from moesim.errors import InputError
 
 Lookup = Callable[[str, str], Any]
 MISSING = "not told"
+_INFO_TIMEOUT_S = 120.0
+"""The first answer lists the machine's packages and links by starting a dozen programs."""
 
 
 class ServerMismatchError(InputError):
@@ -39,7 +41,7 @@ def read_facts(base_url: str) -> Facts:
     names = [item.get("id") for item in models.get("data", [])]
     version = get_json(f"{base_url}/version").get("version", MISSING)
     try:
-        info = get_json(f"{base_url}/server_info?config_format=json")
+        info = get_json(f"{base_url}/server_info?config_format=json", _INFO_TIMEOUT_S)
     except ServerMismatchError as error:
         raise ServerMismatchError(f"{error}; start it with VLLM_SERVER_DEV_MODE=1, or it cannot be probed") from None
     config, variables = info.get("vllm_config"), info.get("vllm_env", {})

@@ -119,12 +119,28 @@ def test_every_job_has_arguments_that_its_module_takes(name: str) -> None:
     assert len(jobs) + 1 <= 8, "files that come back, the log included"
     for each in [*jobs, *(one.fallback for one in jobs if one.fallback)]:
         words = shlex.split(each.arguments.format(out="x.jsonl", seconds=1))
+        if each.module == "hw_validation":
+            assert_measures_something(words)
+            continue
         parsed = PARSERS[each.module]().parse_args(words)
         assert ("--standby" in words) == each.standby
         if each.module.endswith("vllm_sweep"):
             assert set(parsed.sections.split(",")) <= set(SECTIONS)
         if each.module.endswith("llada"):
             assert len(chosen(RunSettings(), parsed.run)) >= 2
+
+
+def assert_measures_something(words: list[str]) -> None:
+    """The words of `moesim-hw run` are understood, and name an experiment of which a run is left."""
+    from typer.main import get_command
+
+    from hw_validation.command.main import app
+    from hw_validation.command.run import _chosen
+    from moesim.experiments import load_experiment
+
+    command = get_command(app).commands[words[0]]  # pyright: ignore[reportAttributeAccessIssue]
+    found = command.make_context(words[0], words[1:]).params
+    assert _chosen(load_experiment(found["experiment"]), found["hardware"], found["only"])
 
 
 def test_granted_time_runs_from_the_grant_even_if_it_is_read_late() -> None:

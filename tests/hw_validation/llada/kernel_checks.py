@@ -7,7 +7,7 @@ import time
 import torch
 from torch.testing import assert_close
 
-from hw_validation.llada import experts, fused, ops, tiles, tuning
+from hw_validation.llada import experts, fused, ops, products, tiles, tuning
 from tests.hw_validation.llada.models import DENSE, MOE, all_logits, build, tokens_of
 
 
@@ -90,16 +90,17 @@ class HostEvent:
 def check_tuning():
     """The tuner fills the table, restores the model's operators, and its tiles give the same logits."""
     torch.cuda.Event = HostEvent
-    tuning._SWEEPS = 1
+    tuning._SWEEPS = tuning._FIRST_SWEEPS = 1
     tiles.CANDIDATES = (tiles.Tile(16, 32, 32, 4, 3), tiles.Tile(16, 16, 32, 4, 3))
     for architecture in (MOE, DENSE):
         model = build(architecture)
         tokens = tokens_of(architecture, 1, 9)
         expected = all_logits(model, tokens)
-        table = tiles.TileTable()
-        model.ops = chosen = fused.triton_ops(table)
-        tuning.tune(model, tokens, table)
+        table, ways = tiles.TileTable(), products.ProductTable()
+        model.ops = chosen = fused.triton_ops(table, ways)
+        tuning.tune(model, tokens, table, ways, head_rows=9)
         assert model.ops is chosen
+        assert len(ways.as_dict()) == (3 if architecture.is_moe else 4)  # tiny-dense: qkv is as large as gate_up
         assert table.knows(18 if architecture.is_moe else 9)
         assert_close(all_logits(model, tokens), expected, rtol=1e-4, atol=1e-4)
         assert any(table.as_dict().values())

@@ -49,6 +49,8 @@ def test_records(tmp_path, capsys):
         (["--steps", "5"], "steps: 5"),
         (["--steps", "many"], "--steps"),
         (["--graphs"], "graphs"),
+        (["--profile"], "profile"),
+        (["--products", "best"], "--products"),
         (["--kernels", "triton"], "triton"),
         (["--vary", "colour=1"], "colour"),
         (["--vary", "batch=x"], "batch is a number"),

@@ -13,12 +13,14 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
+from hw_validation.llada.blaslt import Shape
 from hw_validation.llada.config import preset
 from hw_validation.llada.engine import Effort, Engine
 from hw_validation.llada.experts import PRODUCTS, Matrices, by_slices, pick_product, route, run_grouped, run_loop
 from hw_validation.llada.graphs import GraphedForward
 from hw_validation.llada.model import Llada
 from hw_validation.llada.ops import choose_ops
+from hw_validation.llada.products import open_library, ways
 from hw_validation.llada.settings import RunSettings
 from hw_validation.llada.weights import fill_random
 
@@ -133,3 +135,17 @@ def test_engine_runs_tuned_graphs(architecture, cache):
     assert record["measured"]["forward_step_ms"] < 100
     if architecture.is_moe and cache == "none":
         assert sum(record["expert_loads"]["tokens"][0]) == 2 * 16 * 124 * 8
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("width", "depth"), [(12288, 4096), (4096, 12288)])
+def test_every_way_of_a_product_at_the_real_size(width, depth, adds):
+    shape = Shape(188, width, depth, adds)
+    inputs, matrix = (torch.randn(*size, device=GPU, dtype=torch.bfloat16) for size in ((188, depth), (width, depth)))
+    start = torch.randn(188, width, device=GPU, dtype=torch.bfloat16)
+    reference = inputs.float() @ matrix.float().T + adds * start.float()
+    found = ways(shape, torch.bfloat16, open_library(GPU))
+    assert torch.version.hip or any(name.startswith("cublasLt") for name in found)
+    for name, way in found.items():
+        result = way(inputs, matrix, start.clone() if adds else None)
+        assert relative_error(result, reference) < 0.01, name
