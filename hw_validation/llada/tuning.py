@@ -196,7 +196,7 @@ def _sweep(launch: Callable[[Inputs], Tensor], inputs: Sequence[Inputs]) -> Call
     launch(inputs[0])
     if not torch.cuda.is_available():
         return lambda: [launch(each) for each in inputs]
-    graph, (pool, stream) = torch.cuda.CUDAGraph(), _capturing()
+    graph, (pool, stream) = torch.cuda.CUDAGraph(), _capturing()[:2]
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):  # `torch.cuda.graph` would empty the allocator's cache every time
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -207,9 +207,17 @@ def _sweep(launch: Callable[[Inputs], Tensor], inputs: Sequence[Inputs]) -> Call
 
 
 @cache
-def _capturing() -> tuple[tuple[int, int], torch.cuda.Stream]:
-    """The memory that all graphs share (nobody reads their results) and the stream that they are captured on."""
-    return torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+def _capturing() -> tuple[tuple[int, int], torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """The memory that all graphs share (nobody reads their results), the stream that they are captured on, and a graph
+    that stays: torch refuses to capture into memory whose last graph is gone.
+    """
+    pool, stream, graph = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        torch.zeros(1, device="cuda")
+        graph.capture_end()
+    return pool, stream, graph
 
 
 def _least_ms(sweep: Callable[[], object], count: int) -> float:
