@@ -30,7 +30,11 @@ def with_layers(model: Model, layers: int | None) -> Model:
 
 
 def steps_table(model: StepModel, points: Sequence[StepPoint]) -> StepTable:
-    """The steps as segments of one step each, at the sizes that the engine would run."""
+    """The steps as segments of one step each, at the sizes that the engine would run.
+
+    A point is one rank's batch; ranks that step together all have one like it.
+    """
+    ranks = model.layout.deployment.lockstep_ranks
     segments: list[Segment] = []
     for point in points:
         tokens = point.decodes + point.chunk_tokens
@@ -40,11 +44,11 @@ def steps_table(model: StepModel, points: Sequence[StepPoint]) -> StepTable:
                 start_s=0.0,
                 span_s=1.0,
                 steps=1,
-                decodes=point.decodes,
-                prefill_tokens=point.chunk_tokens,
+                decodes=point.decodes * ranks,
+                prefill_tokens=point.chunk_tokens * ranks,
                 waiting=0,
-                queued=point.chunks,
-                sizes=(size, size, point.decodes + point.chunks),
+                queued=point.chunks * ranks,
+                sizes=(size, size * ranks, point.decodes + point.chunks),
                 rank_decodes=point.decodes,
                 rank_context=point.context_tokens,
                 chunks=point.chunks,

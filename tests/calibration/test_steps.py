@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.replay import attention_seconds, replay_seconds
 from calibration.runs import StepPoint
 from calibration.slopes import moved_models
 from calibration.steps import largest_sizes, step_slopes, step_values, steps_table, with_layers
@@ -69,6 +70,20 @@ def test_slopes_are_shares_of_the_step():
     launch = step_slopes(MODELS["eager"], POINTS, NAMES, 0.01)[1]["launch"]
     assert np.all(launch[:, 4] > 0.5)
     assert launch[:, :4] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_ranks_that_step_together_have_a_batch_each():
+    """Experts of a group of two work for both ranks' tokens, as in a simulated step of the group."""
+    built = scenario("olmoe-1b-7b", "a100-80gb", gpus=2, dp=2, ep=2)
+    points = [decodes(12), prompt(1024)]
+    model = moved_models(built, (), *largest_sizes(points))[None]
+    table = steps_table(model, points)
+    sizes = table.tokens.tolist()
+    assert sizes == [model.run_size(12), 1024]
+    assert table.group_tokens.tolist() == [2 * size for size in sizes]
+    assert (table.decodes.tolist(), table.prompt_tokens.tolist()) == ([24, 0], [0, 2048])
+    simulated_s = model.gpu_fixed_s(sizes[0], 2 * sizes[0], 12) + attention_seconds(model, table)[0]
+    assert replay_seconds(model, table, host=False)[0] == pytest.approx(simulated_s, rel=1e-9)
 
 
 def test_a_model_cut_to_its_first_layers_keeps_dense_ones_first():
