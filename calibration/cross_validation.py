@@ -16,7 +16,7 @@ from calibration.run_fit import Linearisation, Progress, refit_without
 from moesim.specs.catalog import get_model
 from moesim.specs.parameters import Evidence, ParameterSet
 
-_ROUNDS = 3
+_ROUNDS = 2
 SetFoldsFound = tuple[Mapping[str, int], Mapping[int, ParameterSet]]
 
 
@@ -33,7 +33,7 @@ def cross_validate(
     """Refit every recipe without each fold, and write the constants and which rows each fold held.
 
     A fold begins where the full fit's linear form puts it without its rows, and then goes on as the full fit did, for
-    at most three rounds of simulations of the rows that it keeps.
+    at most two rounds of simulations of the rows that it keeps.
 
     `configuration` and `series` deal the units out to five folds; `model` leaves one model out at a time; `gpu`
     takes the constants that the other accelerators' data give.

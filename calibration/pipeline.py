@@ -47,14 +47,14 @@ class Calibration:
 
 
 def find_files(names: Sequence[str], data: Sequence[Path]) -> dict[str, Path]:
-    """Files named relative to one of the data folders; `*` stands for any part of a name.
+    """Files named relative to one of the data folders; `*` stands for any part of a name, `[ab]` for a or b.
 
     Raises:
         InputError: naming the folders in which one is missing.
     """
     found: dict[str, Path] = {}
     for name in names:
-        if "*" not in name:
+        if not set("*[") & set(name):
             found[name] = find_file(name, data)
             continue
         matches = {str(path.relative_to(folder)): path for folder in data for path in sorted(folder.glob(name))}
@@ -86,7 +86,6 @@ def calibrate(
     Raises:
         InputError: a file is missing or bad, or holds no row of the recipe's accelerators.
     """
-    base = msgspec.structs.replace(base, engine_version=recipe.engine_version)  # decides which tiles the library takes
     kernel_files = list(find_files(recipe.kernels, data).values())
     run_files = find_files(recipe.runs, data)
     kernel_fit = fit_kernels(base, kernel_files, jobs, state, progress) if kernel_files else None

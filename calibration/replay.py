@@ -102,7 +102,7 @@ def replay_seconds(
     gpu_s = gpu_s + _summed(model.row_operators, model.row_grid, table.rows) * (table.rows > 0)
     experts = model.routed_operators["routed experts"]
     grid = model.token_grid * model.layout.deployment.lockstep_ranks
-    gpu_s = gpu_s + np.interp(table.group_tokens, grid, experts.seconds)
+    gpu_s = gpu_s + _summed(model.routed_operators, grid, table.group_tokens)
     gpu_s = gpu_s + np.interp(alike, grid, experts.memory_s) - np.interp(table.group_tokens, grid, experts.memory_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:

@@ -11,7 +11,14 @@ from moesim.costs.attention import AttentionCoefficients, attention_coefficients
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import LIMITS, OperatorCost
 from moesim.costs.layout import Layout
-from moesim.costs.step import graph_sizes, host_seconds, rank_operators, sampled_operators, step_seconds
+from moesim.costs.step import (
+    gathered_operators,
+    graph_sizes,
+    host_seconds,
+    rank_operators,
+    sampled_operators,
+    step_seconds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,9 @@ def estimate_steps(layout: Layout, batches: Sequence[Batch]) -> list[StepEstimat
         for batch, replayed in zip(batches, captured, strict=True)
     ]
     rows = np.array([float(batch.decodes + batch.prompts) for batch in batches])
-    operators = {**rank_operators(layout, np.array(tokens, dtype=float)), **sampled_operators(layout, rows)}
+    sizes_run = np.array(tokens, dtype=float)
+    operators = {**rank_operators(layout, sizes_run), **gathered_operators(layout, sizes_run)}
+    operators |= sampled_operators(layout, rows)
     routed = routed_experts(layout, np.array(tokens) * layout.deployment.lockstep_ranks)
     operators["routed experts"] = routed.slowest.times(layout.model.num_moe_layers)
     coefficients = attention_coefficients(layout)

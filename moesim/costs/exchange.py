@@ -22,7 +22,8 @@ _DEEPEP_UNITS = 20.0
 def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """Dispatch and combine between data-parallel ranks for `tokens` [steps] tokens on each rank.
 
-    allgather_reducescatter: every rank receives every token (vLLM's default). deepep_high_throughput: a token
+    allgather_reducescatter: every rank receives every token (vLLM's default), so that the mean rank's tokens count
+    (`gathers_all`); with DeepEP those of the fullest. deepep_high_throughput: a token
     goes once to each rank that holds one of its experts, and once over the network to each other node.
     deepep_low_latency: one copy per expert. DeepEP dispatches fp8 when the experts are fp8, and combines in bf16.
     """
@@ -30,7 +31,7 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
     moe = layout.model.moe
     if moe is None or lockstep == 1:
         return nothing(tokens)
-    if layout.deployment.all2all_backend == "allgather_reducescatter":
+    if gathers_all(layout):
         gathered = tokens * lockstep * layout.model.hidden_size * _ACTIVATION_BYTES
         by_token = tokens * lockstep * layout.parameters["exchange_token_s"]
         return transfer(2 * all_gather_s(layout.dp_group, gathered) + by_token, launches=2.0)
@@ -43,6 +44,11 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
             high_throughput_s(accelerator, constants, sent, combine, _DEEPEP_UNITS) for combine in (False, True)
         )
     return transfer(np.asarray(seconds), launches=4.0)
+
+
+def gathers_all(layout: Layout) -> bool:
+    """Whether the exchange depends on the tokens of all ranks together, however they are spread."""
+    return layout.deployment.all2all_backend == "allgather_reducescatter"
 
 
 def _sent(layout: Layout, moe: MixtureOfExperts, tokens: FloatArray) -> Exchange:

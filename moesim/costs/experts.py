@@ -19,7 +19,7 @@ from moesim.costs.grouped_gemm import (
 )
 from moesim.costs.kernels import OperatorCost, from_parts, nothing
 from moesim.costs.layout import Layout
-from moesim.costs.triton_tiles import TileTable, has_old_defaults, shipped_tiles
+from moesim.costs.triton_tiles import TileTable, shipped_tiles
 from moesim.placement.deployed import ExpertLayout, deployed_map, expert_layout, split_tokens, sum_slots
 from moesim.routing.loads import LoadBank, draw_loads, make_bank
 from moesim.specs.model import MixtureOfExperts
@@ -146,9 +146,8 @@ def deployed_kernel(layout: Layout) -> FusedKernel:
         return kernel
     experts = moe.num_experts // deployment.expert_parallel_size
     width = moe.intermediate_size // deployment.moe_tensor_parallel_size
-    if tiles := shipped_tiles(layout.cluster.accelerator.name, experts, width):
-        return replace(kernel, block_rule=tiles)
-    return replace(kernel, block_rule="experts") if has_old_defaults(layout.parameters.engine_version) else kernel
+    tiles = shipped_tiles(layout.cluster.accelerator.name, experts, width)
+    return replace(kernel, block_rule=tiles) if tiles else kernel
 
 
 def _fused(
@@ -167,9 +166,7 @@ def _fused(
     )
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size
     shape = ExpertShape(float(layout.model.hidden_size), width)
-    parts = fused_experts(
-        load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel, tuned=False
-    )
+    parts = fused_experts(load, shape, layout.expert_dtype, layout.rates.accelerator, layout.parameters, kernel)
     cost = from_parts(parts, _calls(layout, quantised=kernel.activation_bytes < _ACTIVATION_BYTES))
     return cost.slowed(layout.parameters["experts_slowdown"])
 

@@ -12,7 +12,7 @@ from moesim.costs.denoising import program_of
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost
 from moesim.costs.layout import Layout
-from moesim.costs.step import rank_operators, sampled_operators, token_grid, touching_all
+from moesim.costs.step import gathered_operators, rank_operators, sampled_operators, token_grid, touching_all
 from moesim.specs.scenario import DiffusionRun
 
 FloatArray = NDArray[np.float64]
@@ -83,7 +83,8 @@ def forward_times(layout: Layout, run: DiffusionRun, shapes: list[ForwardShape],
     visible = np.array([shape.visible for shape in shapes], dtype=float)
     program = program_of(run)
     sizes, index = np.unique(computed, return_inverse=True)
-    operators = {name: _pick(cost, index) for name, cost in rank_operators(layout, sizes).items()}
+    sized = rank_operators(layout, sizes) | gathered_operators(layout, sizes)
+    operators = {name: _pick(cost, index) for name, cost in sized.items()}
     operators |= _experts(layout, run, computed, written, copies)
     rows = sampled * (copies / batch) if program.logits == "block" else computed
     operators["output head"] = sampled_operators(layout, rows)["output head"]

@@ -23,7 +23,7 @@ from moesim.costs.dense import (
     shared_expert,
     tensor_parallel_reduce,
 )
-from moesim.costs.exchange import expert_exchange
+from moesim.costs.exchange import expert_exchange, gathers_all
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost, transfer
 from moesim.costs.layout import Layout
@@ -42,8 +42,8 @@ class StepModel:
     """Look-up tables of one layout.
 
     `token_s[t]`: seconds of everything that depends on the `t` tokens of a rank; `routed_s[g]` and
-    `routed_sd_s[g]`: routed experts for `g` tokens over the lockstep group, mean and spread of a whole step;
-    `routed_memory_s[g]`: the part of it that reads weights;
+    `routed_sd_s[g]`: routed experts, and the gathering of their tokens, for `g` tokens over the lockstep group, mean
+    and spread of a whole step; `routed_memory_s[g]`: the part of it that reads weights;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
     (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
     `known_steps`, `known_prefills` and `decode_tables` remember what the engine derived from these tables. The
@@ -149,6 +149,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
     rows = token_grid((), largest_rows)
     token_operators = rank_operators(layout, tokens)
     row_operators = sampled_operators(layout, rows.astype(float))
+    gathered = gathered_operators(layout, tokens)
     routed = routed_experts(layout, grid * deployment.lockstep_ranks)
     layers = layout.model.num_moe_layers
     experts = routed.slowest.times(layers)
@@ -156,12 +157,14 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
     group = np.arange(largest_tokens * deployment.lockstep_ranks + 1) / deployment.lockstep_ranks
     coefficients = attention_coefficients(layout)
     noise = np.clip(np.random.default_rng([layout.seed, 0x57E9]).standard_normal(NOISE_STEPS), -3, 3)
-    launches = sum(cost.launches for cost in (*token_operators.values(), *row_operators.values(), experts))
+    routed_operators = {"routed experts": experts, **gathered}
+    all_costs = (*token_operators.values(), *row_operators.values(), *routed_operators.values())
+    launches = sum(cost.launches for cost in all_costs)
     return StepModel(
         layout=layout,
         attention=coefficients,
         token_s=np.interp(dense, tokens, _total_s(token_operators)).tolist(),
-        routed_s=np.interp(group, tokens, experts.seconds).tolist(),
+        routed_s=np.interp(group, tokens, _total_s(routed_operators)).tolist(),
         routed_memory_s=np.interp(group, tokens, _weights_s(layout, tokens, experts.memory_s)).tolist(),
         prompt_routing_exponent=min(layout.parameters["prompt_routing_exponent"], 1.0),
         routed_sd_s=np.interp(group, tokens, routed.deviation_s * np.sqrt(max(layers, 1))).tolist(),
@@ -175,7 +178,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         launches=launches + coefficients.launches,
         token_grid=grid,
         token_operators=token_operators,
-        routed_operators={"routed experts": experts},
+        routed_operators=routed_operators,
         routed_mean_rank_s=routed.mean_rank_s * layers,
         row_grid=rows,
         row_operators=row_operators,
@@ -241,10 +244,24 @@ def rank_operators(layout: Layout, tokens: FloatArray) -> dict[str, OperatorCost
     if moe_layers:
         costs["router"] = router(layout, tokens).times(moe_layers)
         costs["shared experts"] = shared_expert(layout, tokens).times(moe_layers).slowed(_exposed(layout, tokens))
-        costs["expert exchange"] = expert_exchange(layout, tokens).times(moe_layers).slowed(slowdown)
+        if not gathers_all(layout):
+            costs["expert exchange"] = exchange_of(layout, tokens)
     if layout.deployment.pipeline_parallel_size > 1:
         costs["pipeline transfer"] = _pipeline_transfer(layout, tokens)
     return costs
+
+
+def exchange_of(layout: Layout, tokens: FloatArray) -> OperatorCost:
+    """Dispatch and combine of all layers, at `tokens` [steps] of a rank."""
+    exchange = expert_exchange(layout, tokens).times(layout.model.num_moe_layers)
+    return exchange.slowed(layout.parameters["collective_slowdown"])
+
+
+def gathered_operators(layout: Layout, tokens: FloatArray) -> dict[str, OperatorCost]:
+    """Operators beside the routed experts that depend on the mean rank's tokens [steps]."""
+    if layout.model.num_moe_layers and gathers_all(layout):
+        return {"expert exchange": exchange_of(layout, tokens)}
+    return {}
 
 
 def _exposed(layout: Layout, tokens: FloatArray) -> FloatArray:

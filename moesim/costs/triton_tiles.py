@@ -1,8 +1,7 @@
-"""Tiles of vLLM's Triton experts: a table that the library ships for a shape, or its default rule by release."""
+"""Tiles of vLLM's Triton experts, where the library ships a table for a shape."""
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
 import msgspec
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 from moesim.specs.loading import config_root, load
 
 FloatArray = NDArray[np.float64]
-_NEW_DEFAULTS = (0, 17)
-"""The release whose default tiles grow with the step's tokens; before, with tokens against experts."""
 
 
 class TileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,9 +42,3 @@ def _shipped() -> _Shipped:
 def shipped_tiles(accelerator: str, experts: int, width: int) -> TileTable | None:
     """What vLLM ships for `experts` experts of `width` on a rank of `accelerator`; None where it has only its rule."""
     return _shipped().shapes.get(accelerator, {}).get(f"{experts}x{width}")
-
-
-def has_old_defaults(engine_version: str) -> bool:
-    """Whether a release of vLLM has the default tiles of before 0.17; releases that are not named have the new ones."""
-    found = re.match(r"(\d+)\.(\d+)", engine_version)
-    return found is not None and (int(found[1]), int(found[2])) < _NEW_DEFAULTS

@@ -1,22 +1,18 @@
 """Tiles of vLLM's Triton experts."""
 
-import msgspec
 import numpy as np
 import pytest
 
 from moesim.costs.experts import deployed_kernel
 from moesim.costs.layout import make_layout
-from moesim.costs.triton_tiles import TileTable, has_old_defaults, shipped_tiles
+from moesim.costs.triton_tiles import TileTable, shipped_tiles
 from moesim.scenarios import Request, make_scenario
 
 
-def kernel(hardware, model, version="0.23", **words):
-    scenario = make_scenario(Request(model=model, hardware=hardware, concurrency=1, **words))
-    parameters = msgspec.structs.replace(scenario.parameters, engine_version=version)
+def kernel(hardware, model, **words):
+    case = make_scenario(Request(model=model, hardware=hardware, concurrency=1, **words))
     return deployed_kernel(
-        make_layout(
-            scenario.model, scenario.deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
-        )
+        make_layout(case.model, case.deployment, case.cluster, case.parameters, case.routing, case.seed)
     )
 
 
@@ -46,10 +42,3 @@ def test_shapes_are_those_of_the_library():
 )
 def test_what_has_no_table_runs_by_rule(hardware, model, words, rule):
     assert kernel(hardware, model, **words).block_rule == rule
-
-
-def test_old_releases_have_other_defaults():
-    assert kernel("h200", "olmoe-1b-7b", "0.11").block_rule == "experts"
-    assert isinstance(kernel("h200", "mixtral-8x7b", "0.11").block_rule, TileTable)
-    assert not has_old_defaults("")
-    assert not has_old_defaults("0.17.1")
