@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration.run_fit import Column, fit_runs, linearise, observe, scenario_of, value_of
+from calibration import run_fit
+from calibration.run_fit import Column, fit_runs, linearise, observe, refit_without, scenario_of, value_of
 from calibration.runs import MeasuredRun
 from moesim.errors import InputError
 from moesim.specs.parameters import scaled
@@ -26,6 +27,29 @@ def test_exact_runs_give_the_constants_behind_them():
     late = np.array([metric == "ttft_p50_ms" for _, metric in fitted.linear.observations.index])
     assert np.quantile(np.abs(fitted.result.log_errors[~late]), 0.9) < 0.02
     assert np.median(np.abs(fitted.result.log_errors[late])) < 0.05
+
+
+def test_a_fit_that_begins_on_few_of_the_runs_ends_where_all_of_them_point(monkeypatch):
+    monkeypatch.setattr(run_fit, "_ROUGH_RUNS", 4)
+    runs = measure(planned_runs(concurrency=(1, 2, 4)), truth(), np.random.default_rng(0), noise=0.0)
+    fitted = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1)
+    assert len({run for run, _ in fitted.linear.observations.index}) == len(runs)
+    for name in ("gemm_slowdown", "experts_slowdown", "host_launch_s"):
+        assert fitted.parameters[name] == pytest.approx(TRUTH[name], rel=0.01)
+
+
+def test_rows_that_are_left_out_do_not_pull():
+    """Two of twelve runs are wrong by half: without them the others give the constants behind them."""
+    runs = measure(planned_runs(concurrency=(1, 2, 4)), truth(), np.random.default_rng(0), noise=0.0)
+    for index in (0, 5):
+        wrong = {name: 1.5 * value for name, value in runs[index].measured.items()}
+        runs[index] = msgspec.structs.replace(runs[index], measured=wrong)
+    full = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1)
+    held = np.array([run in (0, 5) for run, _ in full.linear.observations.index])
+    without = refit_without(full, prior(), held, WIDE, jobs=1, max_rounds=3)
+    for name in ("gemm_slowdown", "experts_slowdown", "host_launch_s"):
+        assert without[name] == pytest.approx(TRUTH[name], rel=0.015)
+        assert abs(np.log(without[name] / TRUTH[name])) < abs(np.log(full.parameters[name] / TRUTH[name]))
 
 
 def test_noisy_runs_give_them_within_their_errors():
