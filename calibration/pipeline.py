@@ -151,7 +151,7 @@ def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFi
     general.update(_machine_constants(joint, output))
     vendor = get_hardware(output.accelerators[0]).vendor
     kept = set(joint.sites) if "*" in output.sites else set(output.sites)
-    sites = {site: constants for site, constants in joint.sites.items() if site in kept}
+    sites = {site: constants for site, constants in joint.sites.items() if site in kept and _measured(constants)}
     return ParameterSet(
         name=name,
         vendor=vendor,
@@ -166,6 +166,11 @@ def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFi
         correlation=_correlation(run_fit) if run_fit else Correlation(),
         evidence=done.sets[name].evidence if name in done.sets else Evidence(),
     )
+
+
+def _measured(constants: Mapping[str, Parameter]) -> bool:
+    """Whether data told of a machine; one that no run was on is taken for an unknown one."""
+    return any(item.status in {"fitted", "at_bound"} for item in constants.values())
 
 
 def _sourced(value: Parameter, recipe: Recipe) -> Parameter:
