@@ -33,9 +33,9 @@ class _Settings(msgspec.Struct, frozen=True):
 
     @property
     def configuration(self) -> str:
-        """All of it but what only adds a count: repeats, also on other machine starts, have the same."""
+        """All of it but what adds a count or chose equal products: repeats, also on other starts, have the same."""
         words = msgspec.to_builtins(self)
-        return " ".join(f"{name}={value}" for name, value in words.items() if name != "expert_loads")
+        return " ".join(f"{name}={value}" for name, value in words.items() if name not in ("expert_loads", "products"))
 
 
 class _Parallel(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hw_validation.dummy_tokenizer import write_tokenizer
+from hw_validation.dummy_tokenizer import word_of, write_tokenizer
 from hw_validation.plan import ClosedLoopPoint
 from hw_validation.records import RecordLog, read_records
 from hw_validation.serving import WARM_UP, client_words, measure, points, requests_table, summarize_client
@@ -82,5 +82,16 @@ def test_prompts_have_one_token_a_word(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, 1000)
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     ids = [5, 999, 0, 42]
-    assert tokenizer.encode(" ".join(f"t{number}" for number in ids)).ids == ids
+    assert tokenizer.encode(" ".join(word_of(number, 1000) for number in ids)).ids == ids
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_the_end_token_lies_in_no_other_word(tmp_path: Path) -> None:
+    """The server's tokenizer takes special tokens out of a text before it splits words."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"model_type": "olmoe"}')
+    write_tokenizer(tmp_path, 20_000)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ids = [2, 10, 1000, 10_000, 19_999, 7]
+    assert tokenizer.encode(" ".join(word_of(number, 20_000) for number in ids), add_special_tokens=False) == ids
+    assert tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) == ids
