@@ -41,5 +41,5 @@ def test_shipped_records_are_all_of_one_gpu_and_enough() -> None:
     points = [r for r in records if r.kind in ("decode_step", "prefill_step", "mixed_step", "closed_loop", "open_loop")]
     assert len(points) >= 300
     for model in ("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "mixtral-8x7b"):
-        assert len({r.setup.environment.machine_start for r in points if r.setup.model == model}) == 2
+        assert len({r.setup.environment.machine_start for r in points if r.setup.model == model}) >= 2
     assert all(value is None or value >= 0 for record in points for value in record.values.values())
