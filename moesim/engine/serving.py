@@ -119,7 +119,8 @@ class _Simulation:
         self._table = table
         self._model = model
         self._memory = memory
-        intake = [parameters[name] if served else 0.0 for name in ("server_request_s", "server_token_s")]
+        request_s = parameters["server_request_s"] if served else 0.0
+        token_s = parameters["server_token_s"] if served else 0.0
         self._response_s = parameters["server_response_s"] if served else 0.0
         self._arrival = scenario.workload.arrival
         self._closed_loop = isinstance(self._arrival, ClosedLoop)
@@ -138,7 +139,7 @@ class _Simulation:
             )
             for _ in range(deployment.num_engines)
         ]
-        self._frontends = [Frontend(self._env, *intake, group.expect) for group in self._groups]
+        self._frontends = [Frontend(self._env, request_s, token_s, group.expect) for group in self._groups]
         self._sent = [0] * len(self._groups)
 
     def run(self) -> ServingRun:
