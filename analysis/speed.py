@@ -21,7 +21,8 @@ from moesim.words import to_request, to_scenario
 
 _REPEATS = 7
 POISSON = {"request_rate": 20.0, "input_len": 512, "output_len": 256, "num_prompts": 10_000}
-CLOSED_LOOP = {"concurrency": 64, "input_len": 128, "output_len": 2048, "num_prompts": 1280}
+CLOSED_LOOP = {"concurrency": 64, "input_len": 128, "output_len": 2048, "num_prompts": 1280, "frontend": "offline"}
+SERVED = {**CLOSED_LOOP, "frontend": "server"}
 MACHINE = {"model": "mixtral-8x7b", "hardware": "h200", "gpus": 8, "tp": 8}
 TARGETS = {
     "poisson output_tokens_per_s": 5e6,
@@ -49,7 +50,7 @@ def simulation_speed(words: dict[str, Any]) -> dict[str, float]:
     """Seconds of one core: a whole simulation (tables, run, metrics), and the run alone in both ways.
 
     `macro_over_step` compares the runs alone, which use the same tables; `engine_steps / segments`, the steps between
-    two changes of the batch, bounds it.
+    two changes of the batch, bounds it: behind a server the first caller of every wave joins alone.
     """
     scenario = to_scenario({**MACHINE, **words})
     tokens = words["num_prompts"] * words["output_len"]
@@ -93,7 +94,7 @@ def help_cpu_s() -> float:
 
 def measure() -> dict[str, Any]:
     """All figures, and which targets they meet."""
-    poisson, closed = simulation_speed(POISSON), simulation_speed(CLOSED_LOOP)
+    poisson, closed, served = (simulation_speed(words) for words in (POISSON, CLOSED_LOOP, SERVED))
     recommend = [recommend_speed("mixtral-8x7b", "h200"), recommend_speed("deepseek-v3", "mi300x")]
     cpu_s = help_cpu_s()
     values = (poisson["output_tokens_per_s"], closed["macro_over_step"], max(r["warm_s"] for r in recommend), cpu_s)
@@ -105,6 +106,7 @@ def measure() -> dict[str, Any]:
         "machine": {"python": platform.python_version(), "processor": platform.machine(), "cores": os.cpu_count()},
         "poisson": poisson,
         "closed_loop": closed,
+        "closed_loop_server": served,
         "recommend": recommend,
         "help": {"cpu_s": cpu_s},
         "targets": TARGETS,
