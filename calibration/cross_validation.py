@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from calibration.errors_left_out import BoolArray, assign_folds, held_rows, unit_of
+from calibration.errors_left_out import BoolArray, assign_folds, free_of, held_rows, unit_of
 from calibration.folds import FoldKind, write_folds
 from calibration.kernel_fit import kernel_folds
 from calibration.pipeline import Calibration, find_files, output_set
@@ -66,12 +66,12 @@ def _transferred(done: Calibration, made: Mapping[str, ParameterSet]) -> dict[st
 def _refitted(done: Calibration, kind: FoldKind, jobs: int, progress: Progress) -> dict[str, SetFoldsFound]:
     run_fit = done.run_fit
     assert run_fit is not None
-    linear = run_fit.linear
+    linear, free = run_fit.linear, free_of(run_fit)
     folds = held_rows(linear.observations, kind)
     by_fold: dict[int, ParameterSet] = {}
     for number, (fold, held) in enumerate(folds.items()):
         progress(number, len(folds), f"{done.recipe.name} without {kind} {fold}")
-        by_fold[fold] = refit_without(run_fit, done.start, held, done.recipe.prior_log_sd, jobs, _ROUNDS)
+        by_fold[fold] = refit_without(run_fit, free, held, jobs, _ROUNDS)
     units = assign_folds(linear.observations.runs, kind)
     found_sets: dict[str, SetFoldsFound] = {}
     for name in done.recipe.outputs:

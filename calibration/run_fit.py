@@ -211,24 +211,16 @@ def fit_runs(
 
 
 def refit_without(
-    full: RunFit,
-    base: ParameterSet,
-    held: NDArray[np.bool_],
-    prior_log_sd: Mapping[str, float],
-    jobs: int,
-    max_rounds: int,
-    progress: Progress | None = None,
+    full: RunFit, free: Sequence[FreeParameter], held: NDArray[np.bool_], jobs: int, max_rounds: int
 ) -> ParameterSet:
     """The constants from all rows but `held` [data]: the full fit's linear form says where to begin, simulations go on.
 
-    Args:
-        base: the set whose constants are the priors, as in the full fit.
+    `free`: the full fit's priors.
     """
     linear = full.linear
-    free = [_prior(base, column, prior_log_sd) for column in linear.columns]
     begin = apply_estimates(full.parameters, linear.columns, solve(linear, free, ~held))
     kept = linear.observations.where(~held)
-    return _descend(begin, kept, linear.columns, free, jobs, max_rounds, progress).parameters
+    return _descend(begin, kept, linear.columns, free, jobs, max_rounds, None).parameters
 
 
 def _spread_over(observations: Observations) -> Observations:

@@ -130,11 +130,9 @@ class Client:
         return done
 
     def _is_over(self) -> bool:
-        over = time.perf_counter() > self.deadline_s
+        looks = self.peers.size == 1 or self._steps % _STEPS_BETWEEN_LOOKS == 0
         self._steps += 1
-        return (
-            self.peers.agree(over) if (self._steps - 1) % _STEPS_BETWEEN_LOOKS == 0 or self.peers.size == 1 else False
-        )
+        return looks and self.peers.agree(time.perf_counter() > self.deadline_s)
 
     def finish(self) -> list[Answer]:
         """Step until every request is answered."""

@@ -40,14 +40,19 @@ def routed_alike(items: Iterable[Measurement]) -> set[str]:
     difference between two contexts shows it, where it moves the cache faster than the memory's peak.
     """
     points: dict[tuple[str, str, float], list[Measurement]] = {}
-    for item in items:
-        if item.kind == "decode_step" and item.weights == "dummy" and _replayed(item) and not is_skewed(item):
-            points.setdefault((item.site, item.model, float(item.point["batch_size"])), []).append(item)
+    for item in filter(_shows_its_cache, items):
+        points.setdefault((item.site, item.model, item.values["decodes_mean"]), []).append(item)
     found: set[str] = set()
     for same in points.values():
         ordered = sorted(same, key=lambda item: item.values["context_tokens_mean"])
         found |= {long.id for short, long in pairwise(ordered) if _impossible(short, long)}
     return found
+
+
+def _shows_its_cache(item: Measurement) -> bool:
+    """Whether the point is a GPU-timed decode step of random weights whose whole cache one GPU holds."""
+    whole = item.weights == "dummy" and item.flags.get("tensor_parallel_size", 1) == 1
+    return whole and _replayed(item) and not is_skewed(item) and _TIMED.issubset(item.values)
 
 
 def _impossible(short: Measurement, long: Measurement) -> bool:

@@ -63,3 +63,15 @@ def test_a_context_that_costs_less_than_its_reading_is_left_out(tmp_path):
     runs, skipped = read(tmp_path, decode(), fast)
     assert [run.id for run in runs] == ["boot/d"]
     assert "alike" in skipped[0].reason
+
+
+def test_points_that_lack_what_tells_contexts_apart_are_read_as_they_are(tmp_path):
+    """A replayed step without its batch, context or forward time, and shards of a cache under tensor parallelism."""
+    bare = make_record("decode_step", "bare", setup(), {"batch_size": 64}, values={"gpu_median_ms": 3.2},
+                       steps={"graph_mode": ["FULL"]})  # fmt: skip
+    sharded = FLAGS | {"tensor_parallel_size": 2, "gpus": 2}
+    longer = {"context_tokens_mean": 64 * 2048.0, "context_len": 2048, "forward_median_ms": 6.0}
+    runs, skipped = read(tmp_path, bare, decode("short", flags=sharded), decode("long", flags=sharded, **longer))
+    assert [run.id for run in runs] == ["boot/short", "boot/long"]
+    assert [item.id for item in skipped] == ["bare"]
+    assert "step sweep" in skipped[0].reason
