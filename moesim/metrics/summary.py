@@ -71,12 +71,16 @@ def _imbalance_of_run(run: ServingRun, group_tokens: float) -> Imbalance | None:
 
 
 def utilization(layout: Layout, breakdown: Breakdown, available_s: float) -> Utilization:
-    """Shares of `available_s` seconds of one accelerator (of each engine in turn)."""
+    """Shares of `available_s` seconds of one accelerator (of each engine in turn).
+
+    Operators are priced at mean routing and the run drew its own, so that a GPU that never rests would be busy for up
+    to a ten-thousandth more than all of the time.
+    """
     accelerator = layout.cluster.accelerator
     gpu_s = breakdown.total_s - breakdown.limits["host"]
     peak = accelerator.peak_flops_per_s["bf16"]
     return Utilization(
-        gpu_busy=gpu_s / available_s,
+        gpu_busy=min(gpu_s / available_s, 1.0),
         hbm_bandwidth=breakdown.hbm_bytes / available_s / accelerator.hbm_bandwidth_bytes_per_s,
         flops=breakdown.flops / available_s / peak,
         network_time=breakdown.limits["network"] / available_s,

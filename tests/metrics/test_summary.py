@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moesim.engine.serving import run_serving
@@ -16,6 +16,7 @@ from tests.scenarios import scenario
 
 
 @settings(max_examples=25, deadline=None)
+@example(case=("dbrx", "a100-80gb", {"tp": 8, "enforce_eager": True}), concurrency=10, lengths=(688, 1))
 @given(
     case=st.sampled_from(
         [
