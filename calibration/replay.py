@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.kernels import OperatorCost
-from moesim.costs.step import StepModel, host_seconds
+from moesim.costs.step import StepModel, host_seconds, weights_s
 from moesim.engine.group import Segment, StepLog
 
 FloatArray = NDArray[np.float64]
@@ -98,12 +98,11 @@ def replay_seconds(
     groups = np.clip(table.rank_decodes + table.chunks, 1, stages)
     prompts = -(-table.prompt_tokens // groups)
     alike = (table.group_tokens - prompts + np.round(prompts**model.prompt_routing_exponent)).astype(np.int64)
-    gpu_s = _summed(model.token_operators, model.token_grid, table.tokens)
-    gpu_s = gpu_s + _summed(model.row_operators, model.row_grid, table.rows) * (table.rows > 0)
-    experts = model.routed_operators["routed experts"]
+    gpu_s = _summed(model.token_operators, model.token_grid, table.tokens) + sampled_seconds(model, table)
     grid = model.token_grid * model.layout.deployment.lockstep_ranks
     gpu_s = gpu_s + _summed(model.routed_operators, grid, table.group_tokens)
-    gpu_s = gpu_s + np.interp(alike, grid, experts.memory_s) - np.interp(table.group_tokens, grid, experts.memory_s)
+    read_s = weights_s(model.layout, model.token_grid, model.routed_operators["routed experts"].memory_s)
+    gpu_s = gpu_s + np.interp(alike, grid, read_s) - np.interp(table.group_tokens, grid, read_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:
         return gpu_s
@@ -111,6 +110,11 @@ def replay_seconds(
     if model.layout.deployment.async_scheduling:
         return np.maximum(gpu_s, serial_s + launch_s)
     return serial_s + np.maximum(gpu_s, launch_s)
+
+
+def sampled_seconds(model: StepModel, table: StepTable) -> FloatArray:
+    """GPU seconds of head and sampling in one step of every segment [segments]."""
+    return _summed(model.row_operators, model.row_grid, table.rows) * (table.rows > 0)
 
 
 def _summed(operators: Mapping[str, OperatorCost], grid: IntArray, sizes: IntArray) -> FloatArray:

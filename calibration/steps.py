@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.replay import StepTable, attention_seconds, host_seconds_of, replay_seconds, table_of
+from calibration.replay import (
+    StepTable,
+    host_seconds_of,
+    replay_seconds,
+    sampled_seconds,
+    table_of,
+)
 from calibration.runs import StepPoint
 from moesim.costs.closed_form import Batch, estimate_step
 from moesim.costs.layout import make_layout
@@ -90,13 +95,11 @@ def step_values(model: StepModel, table: StepTable) -> dict[str, FloatArray]:
     met an idle engine, which prepares before it launches.
     """
     serial_s, launch_s = host_seconds_of(model, table)
-    attention_s = attention_seconds(model, table)
-    gpu_s = replay_seconds(model, table, attention_s, host=False)
+    gpu_s = replay_seconds(model, table, host=False)
     alone = table.decodes == 0
-    unsampled = dataclasses.replace(table, rows=np.zeros_like(table.rows))
     return {
         "step": np.where(alone, serial_s + np.maximum(gpu_s, launch_s), np.maximum(gpu_s, launch_s + serial_s)),
-        "forward": replay_seconds(model, unsampled, attention_s, host=False),
+        "forward": gpu_s - sampled_seconds(model, table),
         "launch": launch_s,
     }
 

@@ -165,7 +165,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         attention=coefficients,
         token_s=np.interp(dense, tokens, _total_s(token_operators)).tolist(),
         routed_s=np.interp(group, tokens, _total_s(routed_operators)).tolist(),
-        routed_memory_s=np.interp(group, tokens, _weights_s(layout, tokens, experts.memory_s)).tolist(),
+        routed_memory_s=np.interp(group, tokens, weights_s(layout, tokens, experts.memory_s)).tolist(),
         prompt_routing_exponent=min(layout.parameters["prompt_routing_exponent"], 1.0),
         routed_sd_s=np.interp(group, tokens, routed.deviation_s * np.sqrt(max(layers, 1))).tolist(),
         head_s=np.interp(np.arange(largest_rows + 1), rows, _total_s(row_operators)).tolist(),
@@ -185,7 +185,7 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
     )
 
 
-def _weights_s(layout: Layout, tokens: FloatArray, memory_s: FloatArray) -> FloatArray:
+def weights_s(layout: Layout, tokens: FloatArray, memory_s: FloatArray) -> FloatArray:
     """Time of the routed experts for reading weights: it stops growing when every expert has five tokens on average.
 
     What grows beyond is the traffic of activations, which does not depend on how alike tokens are.
