@@ -101,7 +101,7 @@ def replay_seconds(
     gpu_s = _summed(model.token_operators, model.token_grid, table.tokens) + sampled_seconds(model, table)
     grid = model.token_grid * model.layout.deployment.lockstep_ranks
     gpu_s = gpu_s + _summed(model.routed_operators, grid, table.group_tokens)
-    read_s = weights_s(model.layout, model.token_grid, model.routed_operators["routed experts"].memory_s)
+    read_s = weights_s(model.layout, model.token_grid.astype(float), model.routed_operators["routed experts"].memory_s)
     gpu_s = gpu_s + np.interp(alike, grid, read_s) - np.interp(table.group_tokens, grid, read_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:

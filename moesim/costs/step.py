@@ -34,6 +34,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Numbers = Any  # a plain number, or an array of numbers
 NOISE_STEPS = 4096
+LONGEST_RUN_STEPS = 2048
+"""Steps that a simulation advances at once at most."""
 _BESIDE_TOKENS = 256
 
 
@@ -45,7 +47,8 @@ class StepModel:
     `routed_sd_s[g]`: routed experts, and the gathering of their tokens, for `g` tokens over the lockstep group, mean
     and spread of a whole step; `routed_memory_s[g]`: the part of it that reads weights;
     `head_s[r]`: head and sampling for `r` sampled rows; `padded[t]`: the captured size that `t` tokens run as
-    (absent above the largest). `noise` [4096]: standard normal draws, one a step (`noise_list` the same);
+    (absent above the largest). `noise` [4096 + 2048]: standard normal draws, step `i` taking number
+    `i % 4096`, the first ones again at the end, so that a run of steps is a slice (`noise_list`: the same);
     `known_steps`, `known_prefills` and `decode_tables` remember what the engine derived from these tables. The
     `_operators` tables
     hold the same costs by operator on the grids they were computed on.
@@ -156,7 +159,8 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
     dense = np.arange(largest_tokens + 1)
     group = np.arange(largest_tokens * deployment.lockstep_ranks + 1) / deployment.lockstep_ranks
     coefficients = attention_coefficients(layout)
-    noise = np.clip(np.random.default_rng([layout.seed, 0x57E9]).standard_normal(NOISE_STEPS), -3, 3)
+    draws = np.clip(np.random.default_rng([layout.seed, 0x57E9]).standard_normal(NOISE_STEPS), -3, 3)
+    noise = np.concatenate([draws, draws[:LONGEST_RUN_STEPS]])
     routed_operators = {"routed experts": experts, **gathered}
     all_costs = (*token_operators.values(), *row_operators.values(), *routed_operators.values())
     launches = sum(cost.launches for cost in all_costs)

@@ -55,6 +55,9 @@ class DecodeTable:
         """Seconds of each of `steps` steps that begin with `context` cached tokens, `other_s` added to each."""
         sequences = self.sequences
         start, slope, end = self.piece(context)
+        last = context + sequences * (steps - 1)
+        if last < end:
+            return [start + slope * cached + other_s for cached in range(context, last + 1, sequences)]
         seconds: list[float] = []
         for _ in range(steps):
             if context >= end:

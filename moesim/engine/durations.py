@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +24,32 @@ _KEPT = 4096
 
 @dataclass(slots=True)
 class SegmentTimes:
-    """Step times of a segment: `durations` and absolute `ends` in seconds, its sizes as run, host time of a step."""
+    """Step times of a segment: `durations` in seconds, its sizes as run, and the host time of a step.
+
+    `moments`: when it starts, and when each step has ended.
+    """
 
     start_s: float
     durations: list[float] | FloatArray
-    ends: list[float] | FloatArray
+    moments: list[float] | FloatArray
     sizes: Sizes
     host_s: float
 
     def end_s(self, steps: int) -> float:
         """When the first `steps` steps have ended."""
-        return float(self.ends[steps - 1])
+        return float(self.moments[steps])
 
     def append_durations(self, target: array[float], steps: int) -> None:
         """Append the durations of the first `steps` steps."""
         durations = self.durations
         if isinstance(durations, list):
-            target.extend(durations if steps == len(durations) else durations[:steps])
+            target.fromlist(durations if steps == len(durations) else durations[:steps])
         else:
             target.frombytes(durations[:steps].tobytes())
 
     def ended_by(self, now: float, steps: int) -> int:
         """How many of the first `steps` steps have ended by `now`."""
-        return bisect_right(self.ends, now, 0, steps)
+        return bisect_right(self.moments, now, 1, steps + 1) - 1
 
     def host_bound(self, step: int) -> bool:
         """Whether the host, not the GPU, decided how long a step took."""
@@ -87,19 +92,18 @@ def segment_times(
         if steps == 1 and lone is not None:
             return _one_step(model, step, lone, first_step, start_s)
         return _few_steps(model, step, plans, steps, first_step, start_s)
-    attention = np.zeros(steps)
-    for plan in plans:
-        if plan is not None:
-            attention = np.maximum(attention, _attention_s(model, plan, steps))
-    draws = model.noise[(first_step + np.arange(steps)) % NOISE_STEPS]
+    by_rank = [_attention_s(model, plan, steps) for plan in plans if plan is not None]
+    attention = by_rank[0] if len(by_rank) == 1 else reduce(np.maximum, by_rank)
+    begin = first_step % NOISE_STEPS
+    draws = model.noise[begin : begin + steps]
     gpu = step.fixed_s + step.spread_s * draws + attention / step.groups
     if shift is not None:
         gpu += shift.extra(step.sizes[1])
     durations = step.serial_s + np.maximum(gpu, step.floor_s)
     if shift is not None:
         durations[0] += shift.stall_s
-    ends = np.cumsum(np.concatenate([[start_s], durations]))[1:]
-    return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
+    moments = np.cumsum(np.concatenate([[start_s], durations]))
+    return SegmentTimes(start_s, durations, moments, step.sizes, step.host_s)
 
 
 def _few_steps(
@@ -108,28 +112,23 @@ def _few_steps(
     """The same in plain floats, which is faster than arrays for a few steps."""
     by_rank = [_few_attention_s(model, plan, steps) for plan in plans if plan is not None]
     slowest = by_rank[0] if len(by_rank) == 1 else list(map(max, *by_rank))
-    noise = model.noise_list
     fixed, spread, floor, serial, groups = step.fixed_s, step.spread_s, step.floor_s, step.serial_s, step.groups
-    durations: list[float] = []
-    ends: list[float] = []
-    clock = start_s
-    for index, attention in enumerate(slowest, first_step):
-        gpu = fixed + spread * noise[index % NOISE_STEPS] + attention / groups
-        seconds = serial + (gpu if gpu > floor else floor)
-        clock += seconds
-        durations.append(seconds)
-        ends.append(clock)
-    return SegmentTimes(start_s, durations, ends, step.sizes, step.host_s)
+    begin = first_step % NOISE_STEPS
+    noise = model.noise_list[begin : begin + steps]
+    gpu = [fixed + spread * draw + seconds / groups for draw, seconds in zip(noise, slowest, strict=True)]
+    durations = [serial + (seconds if seconds > floor else floor) for seconds in gpu]
+    return SegmentTimes(start_s, durations, list(accumulate(durations, initial=start_s)), step.sizes, step.host_s)
 
 
 def _one_step(model: StepModel, step: LinearStep, plan: StepPlan, index: int, start_s: float) -> SegmentTimes:
     """The same for one step of a lone rank."""
     attention = _prefill_s(model, plan) if plan.chunks else 0.0
     if plan.decodes:
-        attention = _decode_table(model, plan.decodes).seconds(plan.context) + attention
+        start, slope, _ = _decode_table(model, plan.decodes).piece(plan.context)
+        attention += start + slope * plan.context
     gpu = step.fixed_s + step.spread_s * model.noise_list[index % NOISE_STEPS] + attention / step.groups
     seconds = step.serial_s + (gpu if gpu > step.floor_s else step.floor_s)
-    return SegmentTimes(start_s, [seconds], [start_s + seconds], step.sizes, step.host_s)
+    return SegmentTimes(start_s, [seconds], [start_s, start_s + seconds], step.sizes, step.host_s)
 
 
 def _few_attention_s(model: StepModel, plan: StepPlan, steps: int) -> list[float]:
@@ -148,10 +147,11 @@ def _attention_s(model: StepModel, plan: StepPlan, steps: int) -> FloatArray:
 
 
 def _decode_table(model: StepModel, decodes: int) -> DecodeTable:
-    known = model.decode_tables.get(decodes)
-    if known is None:
-        known = model.decode_tables[decodes] = DecodeTable(model.attention, decodes)
-    return known  # pyright: ignore[reportReturnType]
+    try:
+        return model.decode_tables[decodes]  # pyright: ignore[reportReturnType]
+    except KeyError:
+        made = model.decode_tables[decodes] = DecodeTable(model.attention, decodes)
+        return made
 
 
 def _prefill_s(model: StepModel, plan: StepPlan) -> float:
@@ -169,10 +169,11 @@ def _prefill_s(model: StepModel, plan: StepPlan) -> float:
 def _lone_step(model: StepModel, plan: StepPlan) -> LinearStep:
     """`linear_step` of a lone rank, remembered by what the plan says at first sight."""
     key = (plan.tokens, plan.rows, plan.decodes, len(plan.chunks))
-    known = model.known_steps.get(key)
-    if known is None:
-        known = model.known_steps[key] = linear_step(model, [plan])
-    return known  # pyright: ignore[reportReturnType]
+    try:
+        return model.known_steps[key]  # pyright: ignore[reportReturnType]
+    except KeyError:
+        made = model.known_steps[key] = linear_step(model, [plan])
+        return made
 
 
 def linear_step(model: StepModel, plans: list[StepPlan | None]) -> LinearStep:

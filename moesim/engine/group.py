@@ -52,14 +52,15 @@ class Segment(NamedTuple):
 class StepLog:
     """What a group did, summed: the raw material of every metric.
 
-    `durations`/`emitting`: seconds of each step that served decodes, and the sequences that got a token in it.
+    `durations`: seconds of each step that served decodes; `served`: (sequences that got a token, steps) of every run
+    of those steps.
     `by_size`: steps by (tokens of the fullest rank, tokens of the group, sampled rows), sizes as run.
     `decode_rows`: (sequences, mean cached tokens of a step, steps) of every run of decode steps of a rank.
     `prefill_rows`: (chunks, new tokens, pairs, pairs within the window, visible keys) of every rank's prefill.
     """
 
     durations: array[float] = field(default_factory=lambda: array("d"))
-    emitting: array[float] = field(default_factory=lambda: array("d"))
+    served: array[int] = field(default_factory=lambda: array("q"))
     by_size: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
     steps: int = 0
     busy_s: float = 0.0
@@ -146,21 +147,22 @@ class LockstepGroup:
     def _wake(self, _: simpy.Event) -> None:
         """Start on all requests that have come while the group was idle."""
         now = self._expected[0].ready_s
-        while self._expected and self._expected[0].ready_s <= now:
-            self._least_loaded().submit(self._expected.popleft(), busy=False)
+        expected, alone = self._expected, self.ranks[0] if len(self.ranks) == 1 else None
+        while expected and expected[0].ready_s <= now:
+            (alone or self._least_loaded()).submit(expected.popleft(), busy=False)
         self._fresh = True
         self._begin(now)
+        self._run_on()
 
     def _least_loaded(self) -> Scheduler:
-        ranks = self.ranks
-        return ranks[0] if len(ranks) == 1 else min(ranks, key=lambda item: item.load)
+        return min(self.ranks, key=lambda item: item.load)
 
     def _take_expected(self, times: SegmentTimes) -> None:
         """Queue the requests that come while the segment runs; it ends early where one of them can join."""
-        expected = self._expected
+        expected, alone = self._expected, self.ranks[0] if len(self.ranks) == 1 else None
         while expected and expected[0].ready_s < self._end_s:
             request = expected.popleft()
-            rank = self._least_loaded()
+            rank = alone or self._least_loaded()
             rank.submit(request, busy=True)
             ended = times.ended_by(request.ready_s, self._steps) if self._steps > 1 else 0
             request.ready_step += ended
@@ -192,12 +194,23 @@ class LockstepGroup:
         to first token of eager runs on one GPU is two steps, on two GPUs one).
         """
         rank = self.ranks[0]
-        if not self._in_process or not rank.decodes:
+        if not rank.decodes:
             return 0.0
         if not ((self._fresh and last == 0) or times.host_bound(last)):
             return 0.0
         next_s = sum(self._model.host_s(rank.decodes, rank.decodes, False))
         return max(0.0, next_s - max(0.0, times.durations[last] - times.host_s))
+
+    def _run_on(self) -> None:
+        """Go on from segment to segment as long as nothing else happens before a segment's end.
+
+        Step by step every end is an event, so that the comparison of both ways covers this loop too.
+        """
+        while (times := self._times) is not None:
+            if not self._macro or self._env.peek() <= self._end_s:
+                self._arm()
+                return
+            self._end_segment(times)
 
     def _arm(self) -> None:
         """Schedule the end of the running segment; an end armed earlier becomes void."""
@@ -235,7 +248,6 @@ class LockstepGroup:
         self._end_s = times.end_s(self._steps)
         if self._expected and self._expected[0].ready_s < self._end_s:
             self._take_expected(times)
-        self._arm()
 
     def _scheduling_s(self, plans: Sequence[StepPlan | None]) -> float:
         """How long an idle engine schedules and prepares before it launches anything: no step hides it.
@@ -254,15 +266,18 @@ class LockstepGroup:
             rank.step += 1
 
     def _on_end(self, event: simpy.Event) -> None:
-        times = self._times
-        if event is not self._armed or times is None:
-            return
+        if event is self._armed and self._times is not None:
+            self._end_segment(self._times)
+            self._run_on()
+
+    def _end_segment(self, times: SegmentTimes) -> None:
+        """Account for the running segment, tell of requests that started or finished in it, and begin the next."""
         steps, now = self._steps, self._end_s
         self._record(times, steps)
         self._step += steps
         started, finished = self._complete(steps)
         if started or finished:
-            told = now + self._delivery_delay_s(times, steps - 1)
+            told = now + self._delivery_delay_s(times, steps - 1) if self._in_process else now
             for request in started:
                 self._on_started(request, told)
             for request in finished:
@@ -272,6 +287,9 @@ class LockstepGroup:
 
     def _complete(self, steps: int) -> tuple[list[Request], list[Request]]:
         """Account for `steps` steps on every rank; returns (requests that got their first token, finished ones)."""
+        alone = self._plans[0] if len(self._plans) == 1 else None
+        if alone is not None:
+            return self.ranks[0].complete(alone, steps)
         started: list[Request] = []
         finished: list[Request] = []
         for rank, plan in zip(self.ranks, self._plans, strict=True):
@@ -296,16 +314,16 @@ class LockstepGroup:
         for plan in self._plans:
             if plan is None:
                 continue
-            if plan.decodes:
-                decodes += plan.decodes
-                mean = plan.context + plan.decodes * (steps - 1) * 0.5
-                log.decode_rows.extend((plan.decodes, mean, steps))
+            sequences = plan.decodes
+            if sequences:
+                decodes += sequences
+                log.decode_rows.fromlist([sequences, plan.context + sequences * (steps - 1) * 0.5, steps])
             if plan.chunks:
-                new = plan.tokens - plan.decodes
-                log.prefill_rows.extend((len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens))
+                new = plan.tokens - sequences
+                log.prefill_rows.fromlist([len(plan.chunks), new, plan.pairs, plan.window_pairs, plan.kv_tokens])
         if decodes:
             times.append_durations(log.durations, steps)
-            _append_repeated(log.emitting, float(decodes), steps)
+            log.served.fromlist([decodes, steps])
             log.sequence_s += span * decodes
         if self._trace:
             self._record_segment(times.start_s, span, steps, decodes)
@@ -343,15 +361,8 @@ def _note_preemptions(rank: Scheduler, now: float) -> None:
     rank.preempted.clear()
 
 
-def _append_repeated(target: array[float], value: float, times: int) -> None:
-    if times == 1:
-        target.append(value)
-    else:
-        target.extend(array("d", (value,)) * times)
-
-
 def flatten(logs: Sequence[StepLog]) -> tuple[FloatArray, FloatArray]:
     """(seconds, tokens) of every inter-token gap over all groups; weights are the sequences served."""
     durations = np.concatenate([np.frombuffer(log.durations) for log in logs])
-    emitting = np.concatenate([np.frombuffer(log.emitting) for log in logs])
-    return durations, emitting
+    served = np.concatenate([np.frombuffer(log.served, dtype=np.int64) for log in logs]).reshape(-1, 2)
+    return durations, np.repeat(served[:, 0], served[:, 1]).astype(float)

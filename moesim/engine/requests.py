@@ -28,12 +28,12 @@ class Request:
     prefix_id: int
     prefix_tokens: int
     warm_tokens: int
+    target: int
     sent_s: float = -1.0
     ready_s: float = -1.0
     first_token_s: float = -1.0
     last_token_s: float = -1.0
     stalled_s: float = -1.0
-    target: int = 0
     computed: int = 0
     emitted: int = 0
     finish_step: int = -1
@@ -60,13 +60,10 @@ class RequestTable:
 
     def requests(self) -> list[Request]:
         """Fresh requests in order of arrival."""
-        columns = (self.input_tokens, self.output_tokens, self.prefix_id, self.prefix_tokens)
-        rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
-        warm = self.warm_tokens
-        return [
-            Request(index, tokens, outputs, prefix_id, prefix_tokens, min(warm, tokens), target=tokens)
-            for index, (tokens, outputs, prefix_id, prefix_tokens) in rows
-        ]
+        inputs = self.input_tokens.tolist()
+        rest = (column.tolist() for column in (self.output_tokens, self.prefix_id, self.prefix_tokens))
+        warm = np.minimum(self.input_tokens, self.warm_tokens).tolist()
+        return list(map(Request, range(len(inputs)), inputs, *rest, warm, inputs))
 
     @property
     def longest(self) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from moesim.costs.step import LONGEST_RUN_STEPS
 from moesim.engine.kv_cache import BlockPool
 from moesim.engine.requests import Request
 from moesim.specs.deployment import Deployment
-
-MAX_SEGMENT_STEPS = 2048
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class StepPlan:
     context: int
     tokens: int
     rows: int
-    chunks: list[tuple[Request, int]] = field(default_factory=list[tuple[Request, int]])
+    chunks: Sequence[tuple[Request, int]] = ()
     pairs: float = 0.0
     window_pairs: float = 0.0
     kv_tokens: float = 0.0
@@ -111,7 +111,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step or run of equal steps; None when there is nothing to do."""
-        if self._released:
+        if self._released and self._released[0][0] <= self.step:
             self._free_released()
         if self.decodes > self.pool.free:
             self._make_room()
@@ -136,7 +136,7 @@ class Scheduler:
 
         A release of finished requests ends the run only when somebody waits for what it frees.
         """
-        steps = min(self._next_finish() - self.step, MAX_SEGMENT_STEPS)
+        steps = min(self._next_finish() - self.step, LONGEST_RUN_STEPS)
         if self._released and (self.waiting or self.prefilling):
             steps = min(steps, self._released[0][0] - self.step)
         if self.waiting and self.slots() > 0:
@@ -206,10 +206,11 @@ class Scheduler:
 
     def _leave_decode(self, request: Request) -> None:
         cached = request.target + self.step - request.decode_from
+        block_size = self.pool.block_size
         self.decodes -= 1
         self.context -= cached
-        self.phase[(cached - self.step) % self.pool.block_size] -= 1
-        request.blocks = self.pool.blocks_for(cached) - request.shared_blocks
+        self.phase[(cached - self.step) % block_size] -= 1
+        request.blocks = -(-cached // block_size) - request.shared_blocks
 
     def _continue_prefills(self, budget: int) -> list[tuple[Request, int]]:
         chunks: list[tuple[Request, int]] = []
@@ -236,18 +237,21 @@ class Scheduler:
         return True
 
     def _decode_need(self) -> int:
+        """New blocks that the next decode step needs."""
         return self.phase[-self.step % self.pool.block_size]
 
     def _admit(self, chunks: list[tuple[Request, int]], budget: int) -> None:
-        slots, preempted = self.slots(), self.preemptions
-        while self.waiting and budget > 0 and slots > 0 and self.preemptions == preempted:
-            request = self.waiting[0]
-            if request.ready_step > self.step or not self._start(request, budget, chunks):
+        slots, preempted, reserved = self.slots(), self.preemptions, self._decode_need()
+        waiting, step = self.waiting, self.step
+        while waiting and budget > 0 and slots > 0 and self.preemptions == preempted:
+            request = waiting[0]
+            if request.ready_step > step or not self._start(request, budget, chunks, reserved):
                 return
             budget -= chunks[-1][1]
             slots -= 1
 
-    def _start(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> bool:
+    def _start(self, request: Request, budget: int, chunks: list[tuple[Request, int]], reserved: int) -> bool:
+        """Admit a request if the budget and the blocks beside those `reserved` for decodes allow it."""
         pool, hit, cached = self.pool, 0, 0
         if self._caching and (request.prefix_id >= 0 or request.warm_tokens):
             hit = pool.cached_blocks(request)
@@ -257,7 +261,7 @@ class Scheduler:
         if new < left and not self.chunked:
             return False
         own = -(-(cached + new) // pool.block_size) - hit
-        if own + (pool.cost_of_sharing(request) if hit else 0) > pool.free - self._decode_need():
+        if own + (pool.cost_of_sharing(request) if hit else 0) > pool.free - reserved:
             return False
         if hit:
             pool.share(request, hit)
@@ -275,16 +279,19 @@ class Scheduler:
         return min(request.warm_tokens, request.target - 1) // self.pool.block_size
 
     def _mixed(self, chunks: list[tuple[Request, int]]) -> StepPlan:
-        plan = StepPlan(1, self.decodes, self.context, self.decodes, self.decodes, chunks)
+        tokens = rows = self.decodes
+        window = float(self._window)
+        pairs = window_pairs = kv_tokens = 0.0
         for request, new in chunks:
             start = request.computed
-            pairs = new * start + new * (new + 1) / 2
-            plan.pairs += pairs
-            plan.window_pairs += min(pairs, float(new) * self._window)
-            plan.kv_tokens += start + new
-            plan.tokens += new
-            plan.rows += start + new == request.target
-        return plan
+            seen = start + new
+            all_pairs = new * start + new * (new + 1) / 2
+            pairs += all_pairs
+            window_pairs += min(all_pairs, new * window)
+            kv_tokens += seen
+            tokens += new
+            rows += seen == request.target
+        return StepPlan(1, self.decodes, self.context, tokens, rows, chunks, pairs, window_pairs, kv_tokens)
 
     def complete(self, plan: StepPlan, steps: int) -> tuple[list[Request], list[Request]]:
         """Account for `steps` finished steps; returns (requests whose prefill ended, requests that finished)."""
@@ -301,17 +308,17 @@ class Scheduler:
 
     def _advance(self, steps: int) -> None:
         if self.decodes:
-            blocks = self._blocks_for_steps(steps)
+            blocks = self._decode_need() if steps == 1 else self._blocks_for_steps(steps)
             if blocks:
                 self.pool.take(blocks)
             self.context += self.decodes * steps
         self.step += steps
 
-    def _finish_chunks(self, chunks: list[tuple[Request, int]]) -> list[Request]:
+    def _finish_chunks(self, chunks: Sequence[tuple[Request, int]]) -> list[Request]:
         started: list[Request] = []
         for request, new in chunks:
-            request.computed += new
-            if request.computed == request.target:
+            computed = request.computed = request.computed + new
+            if computed == request.target:
                 self.prefilling.remove(request)
                 if self._caching and request.prefix_id >= 0:
                     self.pool.publish(request)
@@ -320,14 +327,15 @@ class Scheduler:
         return started
 
     def _enter_decode(self, request: Request) -> None:
-        request.emitted += 1
-        request.decode_from = self.step
-        request.finish_step = self.step + request.output_tokens - request.emitted
+        step, target = self.step, request.target
+        emitted = request.emitted = request.emitted + 1
+        request.decode_from = step
+        request.finish_step = finish_step = step + request.output_tokens - emitted
         self._ages += 1
-        heapq.heappush(self._finishing, (request.finish_step, self._ages, request))
+        heapq.heappush(self._finishing, (finish_step, self._ages, request))
         self.decodes += 1
-        self.context += request.target
-        self.phase[(request.target - self.step) % self.pool.block_size] += 1
+        self.context += target
+        self.phase[(target - step) % self.pool.block_size] += 1
 
     def _finished(self) -> list[Request]:
         heap, done = self._finishing, []

@@ -152,17 +152,24 @@ class _Simulation:
         else:
             self._env.process(self._arrivals())
         self._env.run()
-        schedulers = [rank for group in self._groups for rank in group.ranks]
+        return self._ended()
+
+    def _ended(self) -> ServingRun:
+        """What the run leaves; groups and frontends, which know each other, are let go at once."""
+        groups = self._groups[:]
+        self._groups.clear()
+        self._frontends.clear()
+        schedulers = [rank for group in groups for rank in group.ranks]
         return ServingRun(
             requests=self._requests,
-            logs=[group.log for group in self._groups],
+            logs=[group.log for group in groups],
             model=self._model,
             memory=self._memory,
             preemptions=sum(rank.preemptions for rank in schedulers),
             peak_kv_blocks=max(rank.pool.total - rank.pool.lowest_free for rank in schedulers),
             total_kv_blocks=schedulers[0].pool.total,
             elapsed_s=max(request.last_token_s for request in self._requests) - self._requests[0].sent_s,
-            rebalancing=[group.course.log for group in self._groups if group.course is not None],
+            rebalancing=[group.course.log for group in groups if group.course is not None],
         )
 
     def _arrivals(self):
@@ -191,7 +198,7 @@ class _Simulation:
         elif request.stalled_s >= 0:
             log = self._groups[request.engine].log
             log.durations.append(now - request.stalled_s)
-            log.emitting.append(1.0)
+            log.served.fromlist([1, 1])
             request.stalled_s = -1.0
 
     def _finished(self, request: Request, now: float) -> None:
