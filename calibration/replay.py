@@ -6,19 +6,17 @@ the order of events hardly moves for small changes, so the steps that one simula
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.costs.kernels import OperatorCost
-from moesim.costs.step import StepModel, host_seconds, weights_s
+from moesim.costs.operators import StepOperators
+from moesim.costs.step import alike, host_seconds, total_s
 from moesim.engine.group import Segment, StepLog
 
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,52 +84,45 @@ def table_of(segments: Sequence[Segment]) -> StepTable:
 
 
 def replay_seconds(
-    model: StepModel, table: StepTable, attention_s: FloatArray | None = None, host: bool = True
+    operators: StepOperators, table: StepTable, attention_s: FloatArray | None = None, host: bool = True
 ) -> FloatArray:
-    """Seconds of one step of every segment under `model`, without the routing draws' spread [segments].
+    """Seconds of one step of every segment under `operators`, without the routing draws' spread [segments].
 
     `attention_s` [segments] when it is known already; without `host` the GPU's work alone.
     """
     if attention_s is None:
-        attention_s = attention_seconds(model, table)
-    stages = model.layout.deployment.pipeline_parallel_size
-    groups = np.clip(table.rank_decodes + table.chunks, 1, stages)
-    prompts = -(-table.prompt_tokens // groups)
-    alike = (table.group_tokens - prompts + np.round(prompts**model.prompt_routing_exponent)).astype(np.int64)
-    gpu_s = _summed(model.token_operators, model.token_grid, table.tokens) + sampled_seconds(model, table)
-    grid = model.token_grid * model.layout.deployment.lockstep_ranks
-    gpu_s = gpu_s + _summed(model.routed_operators, grid, table.group_tokens)
-    read_s = weights_s(model.layout, model.token_grid.astype(float), model.routed_operators["routed experts"].memory_s)
-    gpu_s = gpu_s + np.interp(alike, grid, read_s) - np.interp(table.group_tokens, grid, read_s)
+        attention_s = attention_seconds(operators, table)
+    layout = operators.layout
+    groups = np.clip(table.rank_decodes + table.chunks, 1, layout.deployment.pipeline_parallel_size)
+    independent = alike(layout, table.group_tokens, -(-table.prompt_tokens // groups))
+    gpu_s = np.interp(table.tokens, operators.token_grid, total_s(operators.token)) + sampled_seconds(operators, table)
+    grid, read_s = operators.group_grid, operators.weights_s
+    gpu_s = gpu_s + np.interp(table.group_tokens, grid, total_s(operators.routed))
+    gpu_s = gpu_s + np.interp(independent, grid, read_s) - np.interp(table.group_tokens, grid, read_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:
         return gpu_s
-    serial_s, launch_s = host_seconds_of(model, table)
-    if model.layout.deployment.async_scheduling:
+    serial_s, launch_s = host_seconds_of(operators, table)
+    if layout.deployment.async_scheduling:
         return np.maximum(gpu_s, serial_s + launch_s)
     return serial_s + np.maximum(gpu_s, launch_s)
 
 
-def sampled_seconds(model: StepModel, table: StepTable) -> FloatArray:
+def sampled_seconds(operators: StepOperators, table: StepTable) -> FloatArray:
     """GPU seconds of head and sampling in one step of every segment [segments]."""
-    return _summed(model.row_operators, model.row_grid, table.rows) * (table.rows > 0)
+    return np.interp(table.rows, operators.row_grid, total_s(operators.row)) * (table.rows > 0)
 
 
-def _summed(operators: Mapping[str, OperatorCost], grid: IntArray, sizes: IntArray) -> FloatArray:
-    """Seconds of all operators at `sizes`, which lie on or between the points of `grid`."""
-    return np.interp(sizes, grid, reduce(np.add, (cost.seconds for cost in operators.values())))
-
-
-def host_seconds_of(model: StepModel, table: StepTable) -> tuple[FloatArray, FloatArray]:
+def host_seconds_of(operators: StepOperators, table: StepTable) -> tuple[FloatArray, FloatArray]:
     """Host seconds of every segment's step: (scheduling, launching)."""
-    captured = (table.tokens < len(model.padded)).astype(float)
+    captured = (table.tokens < len(operators.padded)).astype(float)
     sequences = table.rank_decodes + table.chunks
-    return host_seconds(model.layout, model.launches, captured, sequences, (table.chunks > 0).astype(float))
+    return host_seconds(operators.layout, operators.launches, captured, sequences, (table.chunks > 0).astype(float))
 
 
-def attention_seconds(model: StepModel, table: StepTable) -> FloatArray:
+def attention_seconds(operators: StepOperators, table: StepTable) -> FloatArray:
     """Attention of every segment's step on its busiest rank."""
-    attention, seconds = model.attention, np.zeros(len(table.steps))
+    attention, seconds = operators.attention, np.zeros(len(table.steps))
     decodes, prompts = table.rank_decodes > 0, table.chunks > 0
     seconds[decodes] = attention.decode_rows_s(table.rank_decodes[decodes], table.rank_context[decodes])
     chunks = (table.chunks, table.chunk_tokens, table.pairs, table.window_pairs, table.kv_tokens)

@@ -18,6 +18,7 @@ from calibration.rejection import reason_to_reject
 from calibration.runs import MeasuredRun, StepPoint
 from calibration.slopes import RunPrediction, predict_with_slopes
 from calibration.steps import with_layers
+from moesim.engine.serving import paused_collector
 from moesim.errors import InputError
 from moesim.scenarios import make_scenario
 from moesim.specs.parameters import Parameter, ParameterSet, at_site
@@ -134,9 +135,10 @@ def scenario_of(run: MeasuredRun, parameters: ParameterSet | None = None) -> Sce
 
 
 def _predict_group(group: list[_Member], names: tuple[str, ...]) -> list[RunPrediction | None]:
-    answers = predict_with_slopes(
-        [item.scenario for item in group], [item.metrics for item in group], names, [item.step for item in group]
-    )
+    with paused_collector():
+        answers = predict_with_slopes(
+            [item.scenario for item in group], [item.metrics for item in group], names, [item.step for item in group]
+        )
     return [None if isinstance(answer, str) else answer for answer in answers]
 
 

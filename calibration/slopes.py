@@ -6,8 +6,9 @@ The slope of a mean latency is the token- or request-weighted mean of its steps'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,8 +18,9 @@ from calibration.metrics import METRICS, predicted_value
 from calibration.replay import StepTable, attention_seconds, replay_seconds, step_table
 from calibration.runs import MeasuredRun, StepPoint
 from calibration.steps import largest_sizes, step_bytes, step_slopes
-from moesim.costs.layout import make_layout
-from moesim.costs.step import StepModel, build_step_model, host_seconds
+from moesim.costs.layout import Layout, make_layout
+from moesim.costs.operators import StepOperators, step_operators
+from moesim.costs.step import alike, host_seconds
 from moesim.engine.serving import ServingRun, run_serving
 from moesim.errors import InputError
 from moesim.metrics.summary import summarize
@@ -66,10 +68,10 @@ def predict_with_slopes(
     found = [run for run in runs.values() if not isinstance(run, str)]
     if not found:
         return [str(runs[key]) for key in keys]
-    models = moved_models(scenarios[0], names, *_table_sizes(found))
+    moved = moved_operators(scenarios[0], names, *_table_sizes(found))
     asked = tuple(dict.fromkeys(metric for some in metrics for metric in some))
     answers = {
-        key: run if isinstance(run, str) else _prediction(scenario, run, models, names, asked)
+        key: run if isinstance(run, str) else _prediction(scenario, run, moved, names, asked)
         for (key, run), scenario in zip(runs.items(), dict(zip(keys, scenarios, strict=True)).values(), strict=True)
     }
     return [answers[key] for key in keys]
@@ -87,8 +89,8 @@ def _load_key(scenario: Scenario) -> bytes:
 def _step_predictions(
     scenario: Scenario, metrics: Sequence[Sequence[str]], names: Sequence[str], points: Sequence[StepPoint]
 ) -> Iterator[RunPrediction]:
-    models = moved_models(scenario, names, *largest_sizes(points))
-    values, slopes = step_slopes(models, points, names, _STEP)
+    moved = moved_operators(scenario, names, *largest_sizes(points))
+    values, slopes = step_slopes(moved, points, names, _STEP)
     for index, asked in enumerate(metrics):
         kinds = {metric: METRICS[metric].kind for metric in asked}
         yield RunPrediction(
@@ -135,35 +137,57 @@ def _table_sizes(runs: Sequence[ServingRun]) -> tuple[int, int]:
     return max(len(run.model.token_s) for run in runs) - 1, max(len(run.model.head_s) for run in runs) - 1
 
 
-def moved_models(
+def moved_operators(
     scenario: Scenario, names: Sequence[str], largest_tokens: int, largest_rows: int
-) -> dict[str | None, StepModel]:
-    """Step tables at the scenario's constants (None) and with each of `names` moved by 1 %."""
+) -> dict[str | None, StepOperators]:
+    """Operators at the scenario's constants (None) and with each of `names` moved by 1 %.
 
-    def build(parameters: ParameterSet) -> StepModel:
-        layout = make_layout(
-            scenario.model, scenario.deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
-        )
-        return build_step_model(layout, largest_tokens, largest_rows)
-
-    factor = float(np.exp(_STEP))
+    An operator that never asks for the moved constant is taken from the first evaluation.
+    """
     recorder = recording(scenario.parameters)
-    base = build(recorder)
-    host_seconds(base.layout, 1.0, 0.5, 2.0, 1.0)
-    moved = {name: build(scaled(scenario.parameters, name, factor)) for name in names if name in recorder.asked}
-    return {None: base, **moved}
+    layout = _layout(scenario, recorder)
+    groups = set(recorder.asked)
+    asked: dict[str, set[str]] = {}
+    known: dict[str, Any] = {}
+
+    def note(operator: str, make: Callable[[], Any]) -> Any:
+        recorder.asked.clear()
+        known[operator] = make()
+        asked[operator] = set(recorder.asked)
+        return known[operator]
+
+    base = step_operators(layout, largest_tokens, largest_rows, note)
+    recorder.asked.clear()
+    host_seconds(layout, 1.0, 0.5, 2.0, 1.0)
+    alike(layout, 2, 1)
+    depends = groups.union(recorder.asked, *asked.values())
+
+    def moved(name: str) -> StepOperators:
+        def take(operator: str, make: Callable[[], Any]) -> Any:
+            return make() if name in groups or name in asked[operator] else known[operator]
+
+        parameters = scaled(scenario.parameters, name, float(np.exp(_STEP)))
+        return step_operators(_layout(scenario, parameters), largest_tokens, largest_rows, take)
+
+    return {None: base, **{name: moved(name) for name in names if name in depends}}
+
+
+def _layout(scenario: Scenario, parameters: ParameterSet) -> Layout:
+    return make_layout(
+        scenario.model, scenario.deployment, scenario.cluster, parameters, scenario.routing, scenario.seed
+    )
 
 
 def _prediction(
     scenario: Scenario,
     run: ServingRun,
-    models: dict[str | None, StepModel],
+    moved: dict[str | None, StepOperators],
     names: Sequence[str],
     metrics: Sequence[str],
 ) -> RunPrediction:
     table = step_table(run.logs)
     weights = _weights(table, run)
-    slopes = _step_slopes(models, table, names, weights)
+    slopes = _step_slopes(moved, table, names, weights)
     if scenario.deployment.frontend == "server":
         shares = _engine_shares(run, table)
         slopes["ttft"] = slopes["ttft"] * shares["ttft"] + _first_token_slopes(scenario, run, names)
@@ -178,17 +202,17 @@ def _prediction(
 
 
 def _step_slopes(
-    models: dict[str | None, StepModel], table: StepTable, names: Sequence[str], weights: dict[str, FloatArray]
+    moved: dict[str | None, StepOperators], table: StepTable, names: Sequence[str], weights: dict[str, FloatArray]
 ) -> dict[str, FloatArray]:
-    base = models[None]
+    base = moved[None]
     attention_s = attention_seconds(base, table)
     base_s = replay_seconds(base, table, attention_s)
     slopes = {kind: np.zeros(len(names)) for kind in weights}
     for column, name in enumerate(names):
-        if name not in models:
+        if name not in moved:
             continue
-        moved = models[name]
-        moved_s = replay_seconds(moved, table, attention_s if moved.attention == base.attention else None)
+        other = moved[name]
+        moved_s = replay_seconds(other, table, attention_s if other.attention == base.attention else None)
         for kind, weight in weights.items():
             total = float(weight @ base_s)
             slopes[kind][column] = np.log(float(weight @ moved_s) / total) / _STEP if total > 0 else 0.0

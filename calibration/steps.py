@@ -18,7 +18,7 @@ from calibration.replay import (
 from calibration.runs import StepPoint
 from moesim.costs.closed_form import Batch, estimate_step
 from moesim.costs.layout import make_layout
-from moesim.costs.step import StepModel
+from moesim.costs.operators import StepOperators
 from moesim.engine.group import Segment
 from moesim.specs.model import Model
 from moesim.specs.scenario import Scenario
@@ -34,16 +34,16 @@ def with_layers(model: Model, layers: int | None) -> Model:
     return msgspec.structs.replace(model, num_layers=layers, num_dense_layers=dense, num_moe_layers=layers - dense)
 
 
-def steps_table(model: StepModel, points: Sequence[StepPoint]) -> StepTable:
+def steps_table(operators: StepOperators, points: Sequence[StepPoint]) -> StepTable:
     """The steps as segments of one step each, at the sizes that the engine would run.
 
     A point is one rank's batch; ranks that step together all have one like it.
     """
-    ranks = model.layout.deployment.lockstep_ranks
+    ranks = operators.layout.deployment.lockstep_ranks
     segments: list[Segment] = []
     for point in points:
         tokens = point.decodes + point.chunk_tokens
-        size = model.run_size(tokens)
+        size = operators.run_size(tokens)
         segments.append(
             Segment(
                 start_s=0.0,
@@ -87,35 +87,34 @@ def largest_sizes(points: Sequence[StepPoint]) -> tuple[int, int]:
     return max(2 * tokens if tokens <= 512 else tokens, 16), rows
 
 
-def step_values(model: StepModel, table: StepTable) -> dict[str, FloatArray]:
+def step_values(operators: StepOperators, table: StepTable) -> dict[str, FloatArray]:
     """`step`, `forward` and `launch` seconds of every step: as the GPU's events see it, the GPU's work without head and
     sampling, and the host's launching alone.
 
     Steps with decodes were measured in a row, so all of the host's work may decide them, beside the GPU; prompts alone
     met an idle engine, which prepares before it launches.
     """
-    serial_s, launch_s = host_seconds_of(model, table)
-    gpu_s = replay_seconds(model, table, host=False)
+    serial_s, launch_s = host_seconds_of(operators, table)
+    gpu_s = replay_seconds(operators, table, host=False)
     alone = table.decodes == 0
     return {
         "step": np.where(alone, serial_s + np.maximum(gpu_s, launch_s), np.maximum(gpu_s, launch_s + serial_s)),
-        "forward": gpu_s - sampled_seconds(model, table),
+        "forward": gpu_s - sampled_seconds(operators, table),
         "launch": launch_s,
     }
 
 
 def step_slopes(
-    models: Mapping[str | None, StepModel], points: Sequence[StepPoint], names: Sequence[str], step: float
+    moved: Mapping[str | None, StepOperators], points: Sequence[StepPoint], names: Sequence[str], step: float
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Values [points] of what `step_values` gives, and their logarithms' slopes [points, names]."""
-    base = models[None]
-    assert base is not None
+    base = moved[None]
     table = steps_table(base, points)
     values = step_values(base, table)
     slopes = {kind: np.zeros((len(points), len(names))) for kind in values}
     for column, name in enumerate(names):
-        if name in models:
-            moved = step_values(models[name], table)
+        if name in moved:
+            other = step_values(moved[name], table)
             for kind, found in values.items():
-                slopes[kind][:, column] = np.log(moved[kind] / found) / step
+                slopes[kind][:, column] = np.log(other[kind] / found) / step
     return values, slopes

@@ -11,14 +11,8 @@ from moesim.costs.attention import AttentionCoefficients, attention_coefficients
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import LIMITS, OperatorCost
 from moesim.costs.layout import Layout
-from moesim.costs.step import (
-    gathered_operators,
-    graph_sizes,
-    host_seconds,
-    rank_operators,
-    sampled_operators,
-    step_seconds,
-)
+from moesim.costs.operators import gathered_operators, graph_sizes, rank_operators, sampled_operators
+from moesim.costs.step import host_seconds, step_seconds
 
 
 @dataclass(frozen=True, slots=True)

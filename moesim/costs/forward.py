@@ -12,7 +12,7 @@ from moesim.costs.denoising import program_of
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost
 from moesim.costs.layout import Layout
-from moesim.costs.step import gathered_operators, rank_operators, sampled_operators, token_grid, touching_all
+from moesim.costs.operators import gathered_operators, rank_operators, sampled_operators, token_grid, touching_all
 from moesim.specs.scenario import DiffusionRun
 
 FloatArray = NDArray[np.float64]

@@ -209,8 +209,9 @@ def _make_step(
 ) -> LinearStep:
     groups = max(1, min(model.layout.deployment.pipeline_parallel_size, sequences))
     share, rows = -(-largest // groups), -(-rows // groups)
-    size = model.run_size(share)
-    group = size * ranks if share < len(model.padded) else -(-total // groups)
+    operators = model.operators
+    size = operators.run_size(share)
+    group = size * ranks if share < len(operators.padded) else -(-total // groups)
     serial, launch = model.host_s(share, sequences, prompt_tokens > 0)
     overlap = model.layout.deployment.async_scheduling
     return LinearStep(

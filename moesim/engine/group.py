@@ -330,9 +330,9 @@ class LockstepGroup:
 
     def _record_segment(self, start_s: float, span: float, steps: int, decodes: int) -> None:
         plans = [plan for plan in self._plans if plan is not None]
-        tokens = sum(plan.tokens for plan in plans)
-        waiting = sum(len(rank.waiting) for rank in self.ranks)
-        busiest = max(plans, key=lambda plan: (plan.pairs, plan.context))
+        tokens = sum([plan.tokens for plan in plans])
+        waiting = sum([len(rank.waiting) for rank in self.ranks])
+        busiest = plans[0] if len(plans) == 1 else max(plans, key=lambda plan: (plan.pairs, plan.context))
         self.log.segments.append(
             Segment(
                 start_s=start_s,
@@ -341,7 +341,7 @@ class LockstepGroup:
                 decodes=decodes,
                 prefill_tokens=tokens - decodes,
                 waiting=waiting,
-                queued=waiting + sum(len(rank.prefilling) for rank in self.ranks),
+                queued=waiting + sum([len(rank.prefilling) for rank in self.ranks]),
                 sizes=self._times.sizes if self._times else (0, 0, 0),
                 rank_decodes=busiest.decodes,
                 rank_context=busiest.context + busiest.decodes * (steps - 1) * 0.5,

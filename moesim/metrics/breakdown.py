@@ -77,10 +77,11 @@ def _add_rebalancing(rebalancing: Sequence[Rebalancing], operators: dict[str, fl
 
 
 def _tables(model: StepModel) -> list[tuple[int, NDArray[np.int64], dict[str, OperatorCost]]]:
+    operators = model.operators
     return [
-        (0, model.token_grid, model.token_operators),
-        (1, model.token_grid, model.routed_operators),
-        (2, model.row_grid, model.row_operators),
+        (0, operators.token_grid, operators.token),
+        (1, operators.token_grid, operators.routed),
+        (2, operators.row_grid, operators.row),
     ]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moesim.costs.closed_form import Batch, StepEstimate, estimate_step
 from moesim.costs.experts import routed_experts
 from moesim.costs.layout import Layout, make_layout
-from moesim.costs.step import graph_sizes
+from moesim.costs.operators import graph_sizes
 from moesim.errors import InputError
 from moesim.placement.deployed import deployed_map, expert_layout
 from moesim.placement.replicas import replica_counts
