@@ -12,7 +12,7 @@ from calibration.cross_validation import cross_validate
 from calibration.folds import FoldKind
 from calibration.kernels.tables import read_table
 from calibration.parameter_choice import named_parameters
-from calibration.parameter_file import write_parameters, write_text
+from calibration.parameter_file import write_file, write_parameters
 from calibration.pipeline import Calibration, calibrate
 from calibration.profile_calibration import accelerators_of, split_profiles
 from calibration.readers import read_runs
@@ -149,7 +149,7 @@ def _write(request: CalibrateRequest, done: Calibration, bootstrap: Mapping[str,
         path = target if single else target / f"{name}.yaml"
         write_parameters(parameters, path)
         rows = sorted({done.observations.runs[run].id for run, _ in done.observations.index})
-        write_text(path.parent / "rows" / f"{name}.txt", "\n".join(rows) + "\n")
+        write_file(path.parent / "rows" / f"{name}.txt", "\n".join(rows) + "\n")
     if request.report:
         from calibration.report import write_report
 

@@ -98,7 +98,7 @@ def calibrate(
     report: Annotated[str | None, typer.Option(help="Write a report for people (HTML) to this file or folder.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Also resample the rows this often for standard errors.")] = 0,
     state: Annotated[
-        str | None, typer.Option(help="Folder that keeps finished recipes, so that a broken run resumes.")
+        str | None, typer.Option(help="Folder that keeps finished tables and rounds: an interrupted run resumes.")
     ] = None,
     jobs: Jobs = -1,
     as_json: AsJson = False,

@@ -42,7 +42,7 @@ def cross_validate(
     kernels: dict[str, dict[str, list[dict[str, float]]]] = {}
     for done in fits:
         if done.run_fit is not None:
-            sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, jobs, progress))
+            sets.update(_transferred(done, made) if kind == "gpu" else _refitted(done, kind, jobs, state, progress))
         if kind != "gpu":
             for path in find_files(done.recipe.kernels, data).values():
                 kernels.update(kernel_folds(path, jobs, state, progress))
@@ -63,7 +63,9 @@ def _transferred(done: Calibration, made: Mapping[str, ParameterSet]) -> dict[st
     }
 
 
-def _refitted(done: Calibration, kind: FoldKind, jobs: int, progress: Progress) -> dict[str, SetFoldsFound]:
+def _refitted(
+    done: Calibration, kind: FoldKind, jobs: int, state: Path | None, progress: Progress
+) -> dict[str, SetFoldsFound]:
     run_fit = done.run_fit
     assert run_fit is not None
     linear, free = run_fit.linear, free_of(run_fit)
@@ -71,7 +73,7 @@ def _refitted(done: Calibration, kind: FoldKind, jobs: int, progress: Progress) 
     by_fold: dict[int, ParameterSet] = {}
     for number, (fold, held) in enumerate(folds.items()):
         progress(number, len(folds), f"{done.recipe.name} without {kind} {fold}")
-        by_fold[fold] = refit_without(run_fit, free, held, jobs, _ROUNDS)
+        by_fold[fold] = refit_without(run_fit, free, held, jobs, _ROUNDS, state)
     units = assign_folds(linear.observations.runs, kind)
     found_sets: dict[str, SetFoldsFound] = {}
     for name in done.recipe.outputs:

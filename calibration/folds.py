@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from calibration.errors_left_out import unit_of
-from calibration.parameter_file import read_parameters, write_parameters, write_text
+from calibration.parameter_file import read_parameters, write_file, write_parameters
 from calibration.runs import MeasuredRun
 from moesim.errors import InputError
 from moesim.scenarios import engine_of
@@ -88,7 +88,7 @@ def write_folds(
             write_parameters(parameters, folder / files[str(fold)])
         index[name] = SetFolds(units=dict(units), files=files)
     content = FoldIndex(kind=kind, sets=index, kernels=dict(kernels))
-    write_text(folder / _INDEX, msgspec.json.format(msgspec.json.encode(content), indent=1).decode() + "\n")
+    write_file(folder / _INDEX, msgspec.json.format(msgspec.json.encode(content), indent=1).decode() + "\n")
 
 
 @lru_cache(maxsize=64)

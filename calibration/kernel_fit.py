@@ -15,7 +15,7 @@ from calibration.fitting import Estimate
 from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
 from calibration.kernels.tables import KernelTable, read_table
-from calibration.parameter_file import write_text
+from calibration.parameter_file import write_file
 from calibration.run_fit import Progress
 from moesim.specs.parameters import KernelConstants, Parameter, ParameterSet
 
@@ -89,7 +89,7 @@ def fit_table(path: Path, state: Path | None = None, without: tuple[int, int] | 
         return list(msgspec.json.decode(kept.read_bytes(), type=tuple[FamilyFit, ...]))
     fits = [_fit(table, family, part, without) for family, part in families_of(table)]
     if kept is not None:
-        write_text(kept, msgspec.json.encode(fits).decode())
+        write_file(kept, msgspec.json.encode(fits).decode())
     return fits
 
 

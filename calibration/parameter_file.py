@@ -29,16 +29,16 @@ def write_parameters(parameters: ParameterSet, path: Path) -> None:
     """
     check_parameters(parameters, parameters.name)
     text = yaml.safe_dump(_rounded(msgspec.to_builtins(parameters)), sort_keys=False, width=120, allow_unicode=True)
-    write_text(path, text)
+    write_file(path, text)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file in one step, making its folder. Raises InputError naming it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror or error})") from None
-    write_atomic(path, text)
+    write_atomic(path, content)
 
 
 def _rounded(value: Any) -> Any:

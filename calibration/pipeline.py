@@ -106,6 +106,7 @@ def calibrate(
             start=with_guesses(start, columns, recipe.guesses),
             jobs=jobs,
             progress=progress,
+            state=state,
         )
         joint = run_fit.parameters
     elif not kernel_files and profiles is None:

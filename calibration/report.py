@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calibration.parameter_file import write_text
+from calibration.parameter_file import write_file
 from calibration.pipeline import Calibration
 from calibration.profile_calibration import profile_observations, profile_rows
 from calibration.report_rows import estimate_rows, group_errors, row_errors, worst_rows
@@ -30,7 +30,7 @@ def write_report(
         InputError: the file cannot be written.
     """
     target = path if path.suffix in _HTML else path / f"{done.recipe.name}.html"
-    write_text(target, render(done, dict(bootstrap or {}), command))
+    write_file(target, render(done, dict(bootstrap or {}), command))
     return target
 
 

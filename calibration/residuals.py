@@ -20,7 +20,7 @@ from calibration.concurrently import answers_of
 from calibration.errors_left_out import assign_folds, unit_of
 from calibration.folds import Folds
 from calibration.metrics import family_of, predicted_value
-from calibration.parameter_file import write_text
+from calibration.parameter_file import write_file
 from calibration.rejection import reason_to_reject
 from calibration.residual_features import FEATURES, residual_features
 from calibration.residual_models import KINDS, ResidualModel, correction, fit_residuals
@@ -186,7 +186,7 @@ def _compare(kind: str, name: str, rows: ResidualRows, corrected: FloatArray) ->
 
 def write_residuals(path: Path, found: ResidualFile) -> None:
     """Write the models as JSON, in one step. Raises InputError."""
-    write_text(path, msgspec.json.encode(found).decode() + "\n")
+    write_file(path, msgspec.json.encode(found).decode() + "\n")
 
 
 def read_residuals(path: Path) -> ResidualFile:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.concurrently import answers_of
 from calibration.fitting import FitResult, FreeParameter, fit, pseudo_huber
+from calibration.kept import kept_linearisation
 from calibration.metrics import METRICS
 from calibration.rejection import reason_to_reject
 from calibration.runs import MeasuredRun, StepPoint
@@ -28,7 +30,7 @@ FloatArray = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 _FIRST_MOVE, _LARGEST_MOVE = 0.8, 1.6
 _CONVERGED = 0.004
-_SETTLED = 0.004
+_SETTLED = 0.015
 """Two rounds in a row that move what is minimised by less than this share of it end a fit."""
 _ROUGH_RUNS = 100
 _ROUGH_ROUNDS = 5
@@ -76,8 +78,24 @@ def linearise(
     columns: Sequence[Column],
     jobs: int,
     progress: Progress | None,
+    state: Path | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """log predictions [data] and their slopes [data, columns]; rows that cannot run are NaN."""
+    """log predictions [data] and their slopes [data, columns]; rows that cannot run are NaN.
+
+    `state`: folder that keeps answers, for a fit that goes on where it was interrupted.
+    """
+    asked = [(run.request, run.site, run.layers, run.step) for run in observations.runs]
+    question = msgspec.json.encode((parameters, columns, asked, observations.index)) if state else b""
+    return kept_linearisation(state, question, lambda: _simulated(observations, parameters, columns, jobs, progress))
+
+
+def _simulated(
+    observations: Observations,
+    parameters: ParameterSet,
+    columns: Sequence[Column],
+    jobs: int,
+    progress: Progress | None,
+) -> tuple[FloatArray, FloatArray]:
     names = tuple(dict.fromkeys(column.name for column in columns))
     groups = _layout_groups(observations, parameters)
     calls = ((group, names) for group in groups)
@@ -192,6 +210,7 @@ def fit_runs(
     max_rounds: int = 8,
     rough: bool = True,
     progress: Progress | None = None,
+    state: Path | None = None,
 ) -> RunFit:
     """Move the constants of `columns` until simulated runs agree with the measured ones.
 
@@ -200,6 +219,7 @@ def fit_runs(
     Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
     `start`: constants to begin from, where better ones than the priors are known.
     `rough`: begin with rounds on about a hundred runs spread over all, which is where most of the way is made.
+    `state`: folder that keeps every round's simulations, so that an interrupted fit resumes.
 
     Raises:
         InputError: no run can be predicted.
@@ -208,12 +228,17 @@ def fit_runs(
     point = start or base
     few = _spread_over(observations)
     if rough and few is not observations:
-        point = _descend(point, few, columns, free, jobs, _ROUGH_ROUNDS, progress).parameters
-    return _descend(point, observations, columns, free, jobs, max_rounds, progress)
+        point = _descend(point, few, columns, free, jobs, _ROUGH_ROUNDS, progress, state).parameters
+    return _descend(point, observations, columns, free, jobs, max_rounds, progress, state)
 
 
 def refit_without(
-    full: RunFit, free: Sequence[FreeParameter], held: NDArray[np.bool_], jobs: int, max_rounds: int
+    full: RunFit,
+    free: Sequence[FreeParameter],
+    held: NDArray[np.bool_],
+    jobs: int,
+    max_rounds: int,
+    state: Path | None = None,
 ) -> ParameterSet:
     """The constants from all rows but `held` [data]: the full fit's linear form says where to begin, simulations go on.
 
@@ -222,7 +247,7 @@ def refit_without(
     linear = full.linear
     begin = apply_estimates(full.parameters, linear.columns, solve(linear, free, ~held))
     kept = linear.observations.where(~held)
-    return _descend(begin, kept, linear.columns, free, jobs, max_rounds, None).parameters
+    return _descend(begin, kept, linear.columns, free, jobs, max_rounds, None, state).parameters
 
 
 def _spread_over(observations: Observations) -> Observations:
@@ -243,12 +268,13 @@ def _descend(
     jobs: int,
     max_rounds: int,
     progress: Progress | None,
+    state: Path | None,
 ) -> RunFit:
     """Gauss-Newton from `current`, as `fit_runs` says."""
     best, least, expected, reach, settled = None, math.inf, 0.0, _FIRST_MOVE, 0
     for _ in range(max_rounds):
         at = np.log([value_of(current, column) for column in columns])
-        logs, slopes = linearise(observations, current, columns, jobs, progress)
+        logs, slopes = linearise(observations, current, columns, jobs, progress, state)
         linear = _finite(Linearisation(observations, tuple(columns), logs, slopes, at))
         cost = _cost(linear, free)
         settled = settled + 1 if abs(cost - least) < _SETTLED * least else 0

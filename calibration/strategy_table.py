@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.parameter_file import write_text
+from calibration.parameter_file import write_file
 from moesim.errors import InputError
 from moesim.specs.catalog import get_hardware, get_model
 from moesim.specs.hardware import Accelerator
@@ -83,7 +83,7 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
                 *(f"{point.tokens_per_s:.5g}", f"{point.tpot_ms:.5g}"),
             )
         )
-    write_text(path, stream.getvalue())
+    write_file(path, stream.getvalue())
 
 
 def read_points(path: Path) -> list[Point]:

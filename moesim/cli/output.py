@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-import tempfile
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,17 +105,20 @@ def write_csv(target: str, rows: Sequence[dict[str, Any]]) -> None:
     write_atomic(Path(target), buffer.getvalue())
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing. Raises InputError when the folder cannot be written."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing, with a new file's usual rights.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-            try:
-                stream.write(text)
-                stream.flush()
-                Path(stream.name).replace(path)
-            except BaseException:
-                Path(stream.name).unlink(missing_ok=True)
-                raise
+        try:
+            beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 

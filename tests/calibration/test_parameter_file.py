@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from calibration.parameter_file import read_parameters, write_parameters, write_text
+from calibration.parameter_file import read_parameters, write_file, write_parameters
 from moesim.errors import InputError
 from moesim.specs.parameters import Correlation, Parameter, scaled
 from tests.calibration.synthetic import prior
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(InputError, match="file"):
-        write_text(blocked / "set.yaml", "x")
+        write_file(blocked / "set.yaml", "x")
 
 
 def test_the_file_is_plain_yaml(tmp_path):

@@ -134,3 +134,29 @@ def test_single_steps_are_priced_like_the_engines_steps():
     step = msgspec.convert(msgspec.to_builtins(step), MeasuredRun)
     alone = np.exp(linearise(observe([step]), prior(), [], 1, None)[0][0])
     assert alone == pytest.approx(served, rel=0.02)
+
+
+def test_an_interrupted_fit_simulates_only_what_it_had_not(tmp_path, monkeypatch):
+    """Stopped in its third round, taken up again: the first two come from the folder, and the answer is the same."""
+    runs = measure(planned_runs(models=("olmoe-1b-7b",)), truth(), np.random.default_rng(0), noise=0.0)
+    simulate, rounds = run_fit._simulated, []
+
+    def counted(observations, parameters, *rest):
+        rounds.append(parameters)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        return simulate(observations, parameters, *rest)
+
+    monkeypatch.setattr(run_fit, "_simulated", counted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1, state=tmp_path)
+    next(iter(tmp_path.iterdir())).write_bytes(b"PK\x03\x04 torn")
+    resumed = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1, state=tmp_path)
+    so_far = len(rounds)
+    whole = fit_runs(prior(), observe(runs), COLUMNS, WIDE, jobs=1)
+    needed = len(rounds) - so_far
+    assert resumed.parameters == whole.parameters
+    assert so_far == 3 + needed - 1, "of two finished rounds one was torn"
+    other = msgspec.structs.replace(runs[0], request=msgspec.structs.replace(runs[0].request, num_prompts=3))
+    fit_runs(prior(), observe([other, *runs[1:]]), COLUMNS, WIDE, jobs=1, state=tmp_path, max_rounds=1)
+    assert len(rounds) == so_far + needed + 1, "another question"
