@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from calibration.readers import steps
+from calibration.readers.steadiness import flaws_of
 from calibration.readers.words import find_accelerator, measured_values
 from calibration.runs import MeasuredRun, SkippedRow
 from calibration.schema import Measurement, read_request
@@ -47,7 +48,7 @@ def _to_run(item: Measurement) -> MeasuredRun | str:
         engine=item.software.engine,
         request=request,
         measured=measured,
-        flags=item.labels,
+        flags=(*item.labels, *flaws_of(item)),
         configuration=item.configuration,
         series=item.series,
         site=item.site,
