@@ -32,7 +32,8 @@ def validate(
 ) -> None:
     """Predict every row of files of measured runs and print the errors by group.
 
-    Rows that cannot be predicted are listed with the reason. --csv writes one row per prediction.
+    Rows that cannot be predicted are listed with the reason; measurements that are known to be disturbed count, and
+    are summed up without them too. --csv writes one row per prediction.
     Example: moesim validate serving.csv --out-of-fold folds/
     """
     from calibration.folds import read_folds
@@ -61,6 +62,10 @@ def _show_validation(table: ValidationTable, as_json: bool, csv: str | None) -> 
     elif csv != "-":
         rows = [_percent(asdict(line)) for line in table.summary]
         print_table(f"Errors with {', '.join(table.parameter_sets)}", rows, "Shares of the measured value.")
+        if sound := [_percent(asdict(line)) for line in table.summary_undisturbed if line.group == "all"]:
+            print_table("All without disturbed measurements", sound)
+            for reason, count in _reasons([row.flaw for row in table.rows if row.flaw]).items():
+                stderr().print(f"disturbed: {count} values: {reason}", soft_wrap=True)
         for item in table.corrections:
             gain = f"{item.physics:.1%} without, {item.corrected:.1%} with it on series left out"
             stderr().print(f"residual model ({item.model}) on for {item.metric}: {gain}", soft_wrap=True)

@@ -28,12 +28,17 @@ def reason_to_reject(run: MeasuredRun, metric: str) -> str | None:
         return f"{metric} is no quantity that moesim predicts"
     if METRICS[metric].kind == "bytes":
         return "counted bytes: no constant moves what the model reads and writes"
+    return flaw_of(run, metric) or None
+
+
+def flaw_of(run: MeasuredRun, metric: str) -> str:
+    """What disturbed a measured value, or ''."""
     for flag in run.flags:
         if flag in _ALL:
             return _ALL[flag]
         if flag in _STALLED and METRICS[metric].kind != "median_gap":
             return _STALLED[flag]
-    return None
+    return ""
 
 
 def rejected_values(runs: Sequence[MeasuredRun]) -> dict[str, int]:

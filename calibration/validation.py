@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from calibration.folds import Folds, fitted_rows
 from calibration.kernel_validation import KERNEL_SUFFIX, validate_table
 from calibration.metrics import METRICS, family_of, predicted_value
 from calibration.readers import read_runs
+from calibration.rejection import flaw_of
 from calibration.residuals import Comparison, ResidualFile, correction_factor
 from calibration.run_fit import scenario_of
 from calibration.runs import MeasuredRun, SkippedRow
@@ -62,11 +64,18 @@ class ValidationTable:
         lines = [line for group in sorted(by_group) for line in _summaries(group, by_group[group])]
         return lines + _summaries("all", self.rows)
 
+    @property
+    def summary_undisturbed(self) -> list[GroupSummary]:
+        """`summary` without the values that are known to be disturbed; empty where there are none."""
+        sound = tuple(row for row in self.rows if not row.flaw)
+        return [] if len(sound) == len(self.rows) else dataclasses.replace(self, rows=sound).summary
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "summary": [asdict(line) for line in self.summary],
+            "summary_undisturbed": [asdict(line) for line in self.summary_undisturbed],
             "skipped": [{"id": item.id, "file": item.file, "reason": item.reason} for item in self.skipped],
             "parameter_sets": list(self.parameter_sets),
             "residual_models": [msgspec.to_builtins(item) for item in self.corrections],
@@ -174,7 +183,8 @@ def predict_run(
         spread = math.sqrt(high / low)
         if residuals is not None:
             value *= correction_factor(residuals, run, metric, result, out_of_fold)
-        rows.append(ValidationRow(run.id, metric, measured, value, value / spread, value * spread, run.group, seen))
+        limits = value / spread, value * spread
+        rows.append(ValidationRow(run.id, metric, measured, value, *limits, run.group, seen, flaw_of(run, metric)))
     return result.parameter_set, rows
 
 
@@ -190,5 +200,6 @@ def _step_rows(run: MeasuredRun, scenario: Scenario, seen: bool) -> list[Validat
         family = family_of(metric)
         error = _BYTES_ERROR if family == "bytes" else model_error(scenario, family)
         value, factor = values[metric], math.exp(error)
-        rows.append(ValidationRow(run.id, metric, measured, value, value / factor, value * factor, run.group, seen))
+        limits = value / factor, value * factor
+        rows.append(ValidationRow(run.id, metric, measured, value, *limits, run.group, seen, flaw_of(run, metric)))
     return rows

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ValidationRow:
-    """A measured quantity, its prediction and 90 % interval; `in_fit`: whether the constants were fitted to it."""
+    """A measured quantity, its prediction and 90 % interval.
+
+    `in_fit`: whether the constants were fitted to it; `flaw`: what disturbed the measurement ("" for nothing known).
+    """
 
     id: str
     metric: str
@@ -17,6 +20,7 @@ class ValidationRow:
     predicted_high: float
     group: str
     in_fit: bool
+    flaw: str = ""
 
     @property
     def relative_error(self) -> float:

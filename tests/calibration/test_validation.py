@@ -132,3 +132,24 @@ def test_an_unknown_set_or_folder_of_folds_is_refused(run, runs, tmp_path):  # n
     assert "prior-nvidia" in run("validate", path, "--parameters", "prior-nvidea").err
     answer = run("validate", path, "--out-of-fold", str(tmp_path))
     assert (answer.code, "folds.json" in answer.err) == (2, True)
+
+
+def test_disturbed_values_count_and_are_summed_up_without_them_too(runs, tmp_path):
+    """A stall of half the loop: its throughput is off, its median gap is not."""
+    halved = {name: value / 2 if name == "output_tok_per_s" else value for name, value in runs[0].measured.items()}
+    stalled = msgspec.structs.replace(runs[0], id="stalled", measured=halved, flags=("ttft_stall",))
+    path = write_runs(tmp_path / "runs.json", [*runs[:3], stalled])
+    found = validate_files([path], jobs=1, parameters=prior())
+    assert [(row.id, row.metric) for row in found.rows if row.flaw] == [("stalled", "output_tok_per_s")]
+    counts = [
+        {line.metric: (line.n, line.mape < 0.1) for line in lines if line.group == "all"}
+        for lines in (found.summary, found.summary_undisturbed)
+    ]
+    assert counts == [
+        {"itl_p50_ms": (4, True), "output_tok_per_s": (4, False)},
+        {"itl_p50_ms": (4, True), "output_tok_per_s": (3, True)},
+    ]
+
+
+def test_without_disturbed_values_there_is_one_summary(table):
+    assert table.summary_undisturbed == []
