@@ -23,6 +23,7 @@ MACHINE_CONSTANTS = (
     "host_uncaptured_s",
     "host_piece_s",
     "graph_replay_s",
+    "host_eager_op_s",
     "server_request_s",
     "server_token_s",
     "server_response_s",

@@ -11,6 +11,7 @@ from calibration.runs import MeasuredRun
 _ALL = {
     "noisy_host": "something else used the host (inter-token latencies of repeats differ by a tenth)",
     "limit_unknown": "waited longer than served although all were admitted: launched with another max_num_seqs",
+    "other_host_calls": "run by an earlier program, which started other kernels from the host",
     "precision_unknown_not_bf16": "weight precision unknown: 93 GB of bf16 weights cannot be on one 80 GB card",
 }
 _STALLED = {

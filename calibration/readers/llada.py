@@ -16,6 +16,11 @@ _CODE = "moesim"
 """The program that writes such documents, in the simulator's words (`moesim.specs.scenario.DenoisingCode`)."""
 
 
+_SITE_CHARS = 8
+_TORCH_NORM = "torch_norm"
+"""Flag of documents from before the engine had a norm kernel of its own: replayed that costs 2 % of a forward."""
+
+
 class _Settings(msgspec.Struct, frozen=True):
     prompt_len: int
     generation_len: int
@@ -138,19 +143,21 @@ def _to_measurement(run: _Run, place: str, source: Provenance, flags: tuple[str,
         point=msgspec.to_builtins(settings),
         values=_values(run, place),
         tables={"repeats": run.repeats} | ({"expert_loads": [run.expert_loads]} if run.expert_loads else {}),
-        labels=(*flags, *_labels(run)),
+        labels=(*flags, *_labels(run, flags)),
+        site=str(run.environment.get("machine_start", ""))[:_SITE_CHARS],
         configuration=f"{run.model} on {parallel.ranks}: {settings.configuration}",
         provenance=source,
     )
     return check_measurement(item, place)
 
 
-def _labels(run: _Run) -> tuple[str, ...]:
+def _labels(run: _Run, flags: tuple[str, ...]) -> tuple[str, ...]:
     """What sets a run apart from the others of its settings: see `calibration.readers.measured` for those skipped."""
     settings = run.settings
     marks = {
         "layers_reduced": run.layers_reduced_from is not None,
         "forwards_vary": settings.threshold is not None or settings.cache_refresh > 0,
+        "other_host_calls": _TORCH_NORM in flags and settings.expert_execution == "grouped" and not settings.graphs,
         "expert_loads_counted": settings.expert_loads,
         f"operators_{run.operators}": run.operators not in ("triton", "loop"),
     }

@@ -67,7 +67,7 @@ def _why_not(item: Measurement, measured: dict[str, float]) -> str:
     """Why the record cannot be predicted, or ''."""
     if item.kind not in _RUNS:
         return f"is a record of kind {item.kind}, which moesim calibrate reads; validate predicts whole runs"
-    if steps.is_skewed(item):
+    if steps.routing_of(item) is None:
         return steps.SKEWED
     if not measured:
         return "holds no quantity that moesim predicts"
@@ -81,6 +81,8 @@ def _request(item: Measurement) -> Request:
     if item.layers is not None and item.layers != model.num_layers:
         raise InputError(f"was built with {item.layers} of the {model.num_layers} layers of {model.name}")
     words = {**item.request, "hardware": hardware, "model": model.name}
+    if steps.is_skewed(item):
+        words["routing"] = steps.routing_of(item)
     return read_request(words, f"{item.provenance.file} {item.id}")
 
 

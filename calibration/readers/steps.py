@@ -21,12 +21,23 @@ _HOST_NOISE, _ROUTED_NOISE, _BOUND_SHARE = 6.0, 4.0, 0.95
 _STEADY_SPREAD = 1.06
 """Repeats of a step that the GPU decides differ by less from their tenth to their ninetieth percentile."""
 
-SKEWED = "its routers were redrawn unevenly, and the experts' popularity is not in the record"
+SKEWED = "some of its experts were made popular, and moesim has no name for which"
 
 
 def is_skewed(item: Measurement) -> bool:
     """Whether some experts were made popular for this point alone."""
     return float(item.point.get("router_spread", 0.0) or 0.0) > 0
+
+
+def routing_of(item: Measurement) -> str | None:
+    """The point's routing in the simulator's words; None where it has none (see `SKEWED`).
+
+    Forced routing draws every token's experts anew with the recorded shares, so that prompts are not routed alike.
+    """
+    if not is_skewed(item):
+        return "uniform"
+    falling = item.point.get("router_falling") is True and item.flags.get("forced_routing") is True
+    return f"falling:{item.point['router_spread']}" if falling else None
 
 
 _TIMED = frozenset({"decodes_mean", "context_tokens_mean", "forward_median_ms"})
@@ -69,7 +80,8 @@ def _impossible(short: Measurement, long: Measurement) -> bool:
 
 def step_run(item: Measurement) -> MeasuredRun | str:
     """The record as a run of one step, or the reason why it is none."""
-    if is_skewed(item):
+    routing = routing_of(item)
+    if routing is None:
         return SKEWED
     if item.flags.get("returns_routed_experts"):
         return "returned routed experts, which slows a step: it tells of routing, not of time"
@@ -83,7 +95,8 @@ def step_run(item: Measurement) -> MeasuredRun | str:
     try:
         hardware, model = find_accelerator(item.hardware.accelerator), get_model(item.model)
         words = {"model": model.name, "hardware": hardware, "frontend": "offline", **engine_words(item.flags)}
-        request = convert({**words, "concurrency": 1, "num_prompts": 1}, Request, item.id)
+        words |= {"routing": routing, "concurrency": 1, "num_prompts": 1}
+        request = convert(words, Request, item.id)
     except InputError as error:
         return str(error)
     layers = item.layers if item.layers != model.num_layers else None

@@ -80,8 +80,8 @@ _LOOPED = Program(
     sampling_kernels=25.0,
 )
 _GROUPED = Program(
-    dense=HostCalls(operators=7, small=14, triton=2),
-    sparse=HostCalls(operators=6, small=15, triton=4),
+    dense=HostCalls(operators=5, small=16, triton=4),
+    sparse=HostCalls(operators=4, small=17, triton=6),
     expert=HostCalls(operators=0, small=6, triton=2),
     step=_STEP,
     logits="block",

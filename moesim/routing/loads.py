@@ -47,11 +47,11 @@ class LoadBank:
 def make_bank(moe: MixtureOfExperts, routing: Routing, num_layers: int, seed: int) -> LoadBank:
     """Draw the bank of a model's MoE layers; layers beyond 16 share the draws of the first 16 (cyclically).
 
-    Identically distributed layers (uniform routing) share one long draw.
+    Identically distributed layers (uniform and falling routing) share one long draw.
     """
     rng = np.random.default_rng([seed, 0x10AD])
     profiles = popularity(routing, moe, num_layers, rng)
-    if routing.kind == "uniform":
+    if routing.kind in ("uniform", "falling"):
         profiles = profiles[:1]
     profiles = profiles[:_MAX_LAYERS]
     tokens = _BANK_TOKENS // len(profiles)

@@ -38,6 +38,8 @@ def popularity(routing: Routing, moe: MixtureOfExperts, num_layers: int, rng: np
     if routing.kind == "identical":
         return np.stack([_identical(moe, rng) for _ in range(num_layers)])
     ranked = _ranked_popularity(routing, num_experts)
+    if routing.kind == "falling":
+        return np.tile(ranked, (num_layers, 1))
     return np.stack([rng.permutation(ranked) for _ in range(num_layers)])
 
 
@@ -68,7 +70,7 @@ def _identical(moe: MixtureOfExperts, rng: np.random.Generator) -> FloatArray:
 
 def _ranked_popularity(routing: Routing, num_experts: int) -> FloatArray:
     """Popularity from the hottest expert to the coldest."""
-    if routing.kind == "zipf":
+    if routing.kind in ("zipf", "falling"):
         weights = 1.0 / np.arange(1, num_experts + 1) ** routing.strength
         return weights / weights.sum()
     hot = max(1, round(num_experts / 5))

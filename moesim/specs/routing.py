@@ -8,10 +8,11 @@ import msgspec
 
 from moesim.errors import InputError, nearest
 
-Kind = Literal["uniform", "zipf", "power_law", "eighty_twenty", "dirichlet", "identical", "counts"]
+Kind = Literal["uniform", "zipf", "falling", "power_law", "eighty_twenty", "dirichlet", "identical", "counts"]
 _DEFAULTS: dict[str, float] = {
     "uniform": 0.0,
     "zipf": 1.0,
+    "falling": 1.0,
     "power_law": 1.2,
     "eighty_twenty": 0.8,
     "dirichlet": 0.3,
@@ -19,16 +20,25 @@ _DEFAULTS: dict[str, float] = {
 }
 _MEANING = {
     "zipf": "exponent, 0 to 4",
+    "falling": "exponent, 0 to 4",
     "power_law": "exponent, 0.1 to 4",
     "eighty_twenty": "share of tokens that go to the first fifth of the experts, 0.2 to 0.99",
     "dirichlet": "concentration, 0.01 to 1000",
 }
-_RANGES = {"zipf": (0.0, 4.0), "power_law": (0.1, 4.0), "eighty_twenty": (0.2, 0.99), "dirichlet": (0.01, 1000.0)}
+_RANGES = {
+    "zipf": (0.0, 4.0),
+    "falling": (0.0, 4.0),
+    "power_law": (0.1, 4.0),
+    "eighty_twenty": (0.2, 0.99),
+    "dirichlet": (0.01, 1000.0),
+}
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Expert popularity.
 
+    `falling`: Zipf in the order of the experts' numbers, in every layer alike, so that ranks which hold neighbouring
+    experts are as unevenly loaded as they can be; the other skewed kinds have another order in every layer.
     `strength` is the Zipf exponent, the exponent of the power law that loads are drawn from, the share of traffic of
     the hot fifth, or the Dirichlet concentration.
     `identical`: every token chooses the same experts (a batch of copies of one prompt). `counts`
@@ -47,7 +57,7 @@ UNIFORM = Routing()
 
 
 def parse_routing(text: str) -> Routing:
-    """Read `uniform`, `zipf[:exponent]`, `power_law[:exponent]`, `eighty_twenty[:share]`,
+    """Read `uniform`, `zipf[:exponent]`, `falling[:exponent]`, `power_law[:exponent]`, `eighty_twenty[:share]`,
     `dirichlet[:concentration]` or `identical`.
 
     Raises:
