@@ -32,7 +32,7 @@ _FIRST_MOVE, _LARGEST_MOVE = 0.8, 1.6
 _CONVERGED = 0.004
 _SETTLED = 0.015
 """Two rounds in a row that move what is minimised by less than this share of it end a fit."""
-_ROUGH_RUNS = 100
+_ROUGH_RUNS = 60
 _ROUGH_ROUNDS = 5
 
 
@@ -218,7 +218,7 @@ def fit_runs(
     a round that made the agreement worse shortens the reach, and the answer is a point that was simulated.
     Priors are the base set's estimates with their doubt, or with `prior_log_sd` by name or name@site.
     `start`: constants to begin from, where better ones than the priors are known.
-    `rough`: begin with rounds on about a hundred runs spread over all, which is where most of the way is made.
+    `rough`: begin with rounds on a few dozen runs spread over all, which is where most of the way is made.
     `state`: folder that keeps every round's simulations, so that an interrupted fit resumes.
 
     Raises:
@@ -251,7 +251,7 @@ def refit_without(
 
 
 def _spread_over(observations: Observations) -> Observations:
-    """Every n-th of many runs, about a hundred in all; few runs as they are."""
+    """Every n-th of many runs, a few dozen in all; few runs as they are."""
     runs = sorted({run for run, _ in observations.index}, key=lambda run: (observations.runs[run].site, run))
     every = len(runs) // _ROUGH_RUNS
     if every < 2:

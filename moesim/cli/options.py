@@ -29,7 +29,8 @@ RoutingText = Annotated[
     str,
     _flag(
         "--routing",
-        "uniform, zipf[:1.2], falling[:1.2], power_law[:1.2], eighty_twenty[:0.9], dirichlet[:0.3], identical, or a file of counts.",
+        "uniform, zipf[:1.2], falling[:1.2], power_law[:1.2], eighty_twenty[:0.9], dirichlet[:0.3], identical, "
+        "or a file of counts.",
         _WHAT,
     ),
 ]

@@ -24,8 +24,8 @@ def popularity(routing: Routing, moe: MixtureOfExperts, num_layers: int, rng: np
         Array [num_layers, num_experts].
     """
     num_experts = moe.num_experts
-    if routing.kind == "uniform":
-        return np.full((num_layers, num_experts), 1.0 / num_experts)
+    if routing.kind in ("uniform", "falling"):
+        return np.tile(_ranked_popularity(routing, num_experts), (num_layers, 1))
     if routing.kind == "counts":
         counts = np.asarray(routing.counts, dtype=float)
         rows = counts[np.arange(num_layers) % len(counts)]
@@ -38,8 +38,6 @@ def popularity(routing: Routing, moe: MixtureOfExperts, num_layers: int, rng: np
     if routing.kind == "identical":
         return np.stack([_identical(moe, rng) for _ in range(num_layers)])
     ranked = _ranked_popularity(routing, num_experts)
-    if routing.kind == "falling":
-        return np.tile(ranked, (num_layers, 1))
     return np.stack([rng.permutation(ranked) for _ in range(num_layers)])
 
 
@@ -70,7 +68,7 @@ def _identical(moe: MixtureOfExperts, rng: np.random.Generator) -> FloatArray:
 
 def _ranked_popularity(routing: Routing, num_experts: int) -> FloatArray:
     """Popularity from the hottest expert to the coldest."""
-    if routing.kind in ("zipf", "falling"):
+    if routing.kind in ("uniform", "zipf", "falling"):
         weights = 1.0 / np.arange(1, num_experts + 1) ** routing.strength
         return weights / weights.sum()
     hot = max(1, round(num_experts / 5))
