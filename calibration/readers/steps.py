@@ -21,6 +21,7 @@ _HOST_NOISE, _ROUTED_NOISE, _BOUND_SHARE = 6.0, 4.0, 0.95
 _STEADY_SPREAD = 1.06
 """Repeats of a step that the GPU decides differ by less from their tenth to their ninetieth percentile."""
 
+MOVED = "EPLB moved its popular experts, and a step alone does not say where"
 SKEWED = "some of its experts were made popular, and moesim has no name for which"
 
 
@@ -80,11 +81,8 @@ def _impossible(short: Measurement, long: Measurement) -> bool:
 
 def step_run(item: Measurement) -> MeasuredRun | str:
     """The record as a run of one step, or the reason why it is none."""
-    routing = routing_of(item)
-    if routing is None:
-        return SKEWED
-    if item.flags.get("returns_routed_experts"):
-        return "returned routed experts, which slows a step: it tells of routing, not of time"
+    if reason := _no_time(item):
+        return reason
     measured = {name: value for name, value in _times(item).items() if value > 0}
     if item.kind == "counters":
         if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:
@@ -95,7 +93,7 @@ def step_run(item: Measurement) -> MeasuredRun | str:
     try:
         hardware, model = find_accelerator(item.hardware.accelerator), get_model(item.model)
         words = {"model": model.name, "hardware": hardware, "frontend": "offline", **engine_words(item.flags)}
-        words |= {"routing": routing, "concurrency": 1, "num_prompts": 1}
+        words |= {"routing": routing_of(item), "concurrency": 1, "num_prompts": 1}
         request = convert(words, Request, item.id)
     except InputError as error:
         return str(error)
@@ -112,6 +110,17 @@ def step_run(item: Measurement) -> MeasuredRun | str:
         step=_step(item),
         layers=layers,
     )
+
+
+def _no_time(item: Measurement) -> str:
+    """Why the record says nothing about what a step of known routing takes, or ''."""
+    if routing_of(item) is None:
+        return SKEWED
+    if is_skewed(item) and item.flags.get("enable_eplb"):
+        return MOVED
+    if item.flags.get("returns_routed_experts"):
+        return "returned routed experts, which slows a step: it tells of routing, not of time"
+    return ""
 
 
 def _times(item: Measurement) -> dict[str, float]:

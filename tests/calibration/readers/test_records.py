@@ -249,4 +249,4 @@ def test_a_loop_with_forced_skew_is_not_taken_for_an_even_one(tmp_path):
     path = write(tmp_path / "r.jsonl", make_record("closed_loop", "loop/8", setup(), skewed, values=VALUES))
     runs, skipped = read_runs(path)
     assert not runs
-    assert "routers were redrawn unevenly" in skipped[0].reason
+    assert "experts were made popular" in skipped[0].reason

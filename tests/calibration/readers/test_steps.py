@@ -1,5 +1,6 @@
 """Points of step sweeps: which of their times tell of the GPU, and which points tell of nothing."""
 
+import msgspec
 import pytest
 
 from calibration.readers import read_runs
@@ -75,3 +76,25 @@ def test_points_that_lack_what_tells_contexts_apart_are_read_as_they_are(tmp_pat
     assert [run.id for run in runs] == ["boot/short", "boot/long"]
     assert [item.id for item in skipped] == ["bare"]
     assert "step sweep" in skipped[0].reason
+
+
+FORCED = {"router_spread": 1.2, "router_falling": True, "routing": "zipf:1.2"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "point", "routing"),
+    [
+        ({"forced_routing": True}, {"router_spread": 0.0, "routing": "uniform"}, "uniform"),
+        ({"forced_routing": True}, FORCED, "falling:1.2"),
+        ({"forced_routing": True}, FORCED | {"router_falling": False}, None),
+        ({"forced_routing": True, "enable_eplb": True}, FORCED, None),
+        ({}, FORCED, None),
+    ],
+    ids=["uniform", "falling", "spread", "moved", "redrawn weights"],
+)
+def test_forced_routing_is_predicted_where_moesim_has_a_name_for_it(tmp_path, flags, point, routing):
+    record = decode(flags=FLAGS | flags)
+    record = msgspec.structs.replace(record, point=record.point | point)
+    runs, skipped = read(tmp_path, record)
+    assert [run.request.routing for run in runs] == ([routing] if routing else [])
+    assert len(skipped) == (routing is None)
