@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.costs.gemm import dense_gemm
 from moesim.costs.kernels import OperatorCost, from_parts, nothing, transfer
 from moesim.costs.layout import Layout
-from moesim.network.collectives import all_gather_s, all_reduce_s
+from moesim.network.collectives import engine_all_gather_s, engine_all_reduce_s
 from moesim.placement.memory import kv_heads_per_rank
 from moesim.specs.dtypes import Dtype
 from moesim.specs.model import GroupedQueryAttention, MultiHeadLatentAttention
@@ -112,7 +112,7 @@ def tensor_parallel_reduce(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """One all-reduce of the hidden states over the tensor-parallel group."""
     if layout.tp == 1:
         return nothing(tokens)
-    return transfer(all_reduce_s(layout.tp_group, tokens * layout.model.hidden_size * _ACTIVATION_BYTES))
+    return transfer(engine_all_reduce_s(layout.tp_group, tokens * layout.model.hidden_size * _ACTIVATION_BYTES))
 
 
 def head(layout: Layout, rows: FloatArray) -> OperatorCost:
@@ -120,7 +120,7 @@ def head(layout: Layout, rows: FloatArray) -> OperatorCost:
     vocab, hidden = layout.model.vocab_size / layout.tp, float(layout.model.hidden_size)
     cost = gemm(layout, rows, hidden, vocab, layout.embedding_dtype)
     if layout.tp > 1:
-        cost += transfer(all_gather_s(layout.tp_group, rows * layout.model.vocab_size * _ACTIVATION_BYTES))
+        cost += transfer(engine_all_gather_s(layout.tp_group, rows * layout.model.vocab_size * _ACTIVATION_BYTES))
     return cost
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moesim.costs.experts import rank_loads
 from moesim.costs.kernels import OperatorCost, nothing, transfer
 from moesim.costs.layout import Layout
-from moesim.network.collectives import all_gather_s
+from moesim.network.collectives import engine_all_gather_s
 from moesim.network.deepep import Exchange, high_throughput_s, low_latency_s
 from moesim.placement.deployed import expert_layout
 from moesim.specs.model import MixtureOfExperts
@@ -34,7 +34,7 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
     if gathers_all(layout):
         gathered = tokens * lockstep * layout.model.hidden_size * _ACTIVATION_BYTES
         by_token = tokens * lockstep * layout.parameters["exchange_token_s"]
-        return transfer(2 * all_gather_s(layout.dp_group, gathered) + by_token, launches=2.0)
+        return transfer(2 * engine_all_gather_s(layout.dp_group, gathered) + by_token, launches=2.0)
     accelerator, constants = layout.cluster.accelerator, layout.parameters
     sent = _sent(layout, moe, tokens)
     if layout.deployment.all2all_backend == "deepep_low_latency":

@@ -141,6 +141,7 @@ NETWORK_PARAMETERS = (
     "ring_simple_hop_s",
     "ring_simple_efficiency",
     "ring_copy_efficiency",
+    "ring_graph_s",
     "switch_reduce_s",
     "switch_reduce_efficiency",
     "exchange_ll_s",
