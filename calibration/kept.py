@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-import calibration
-import moesim
+import calibration.kernels
+import moesim.costs
+import moesim.network
 from calibration.parameter_file import write_file
 from moesim.specs.loading import config_root
 
@@ -52,11 +54,26 @@ def _read(path: Path) -> tuple[FloatArray, FloatArray] | None:
 @cache
 def program_digest() -> bytes:
     """Of everything that a prediction depends on beside its question: the source, and the configs but for the sets."""
+    configs = [
+        path for path in sorted(config_root().rglob("*.yaml")) if path.parent.name not in {"parameters", "calibration"}
+    ]
+    return _digest_of([*_sources(moesim), *_sources(calibration), *configs])
+
+
+@cache
+def formulas_digest() -> bytes:
+    """Of the source that a fit of kernel tables depends on."""
+    return _digest_of(
+        [path for package in (calibration.kernels, moesim.costs, moesim.network) for path in _sources(package)]
+    )
+
+
+def _sources(package: ModuleType) -> list[Path]:
+    return sorted(Path(str(package.__file__)).parent.rglob("*.py"))
+
+
+def _digest_of(paths: Iterable[Path]) -> bytes:
     digest = hashlib.sha256()
-    for package in (moesim, calibration):
-        for path in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
-    for path in sorted(config_root().rglob("*.yaml")):
-        if path.parent.name not in {"parameters", "calibration"}:
-            digest.update(path.read_bytes())
+    for path in paths:
+        digest.update(path.read_bytes())
     return digest.digest()

@@ -12,6 +12,7 @@ import numpy as np
 
 from calibration.concurrently import answers_of
 from calibration.fitting import Estimate
+from calibration.kept import formulas_digest
 from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
 from calibration.kernels.tables import KernelTable, read_table
@@ -94,19 +95,10 @@ def fit_table(path: Path, state: Path | None = None, without: tuple[int, int] | 
 
 
 def _digest(path: Path, table: KernelTable, without: tuple[int, int] | None) -> str:
-    """What a fit depends on: the file's content and the formulas' constants and bounds."""
-    formulas = [
-        (
-            family.name,
-            sorted(family.start.items()),
-            sorted(family.fixed.items()),
-            sorted(family.bounds.items()),
-            len(part),
-        )
-        for family, part in families_of(table)
-    ]
+    """What a fit depends on: the file's content, the families that its rows are told apart into, and the formulas."""
+    families = [(family.name, len(part)) for family, part in families_of(table)]
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return hashlib.sha256(repr((content, formulas, without, 1)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((content, families, without, formulas_digest())).encode()).hexdigest()[:32]
 
 
 def _fit(table: KernelTable, family: Family, part: KernelTable, without: tuple[int, int] | None) -> FamilyFit:
