@@ -112,7 +112,8 @@ def tensor_parallel_reduce(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """One all-reduce of the hidden states over the tensor-parallel group."""
     if layout.tp == 1:
         return nothing(tokens)
-    return transfer(engine_all_reduce_s(layout.tp_group, tokens * layout.model.hidden_size * _ACTIVATION_BYTES))
+    message = tokens * layout.model.hidden_size * _ACTIVATION_BYTES
+    return transfer(engine_all_reduce_s(layout.tp_group, layout.parameters, message))
 
 
 def head(layout: Layout, rows: FloatArray) -> OperatorCost:
@@ -120,7 +121,8 @@ def head(layout: Layout, rows: FloatArray) -> OperatorCost:
     vocab, hidden = layout.model.vocab_size / layout.tp, float(layout.model.hidden_size)
     cost = gemm(layout, rows, hidden, vocab, layout.embedding_dtype)
     if layout.tp > 1:
-        cost += transfer(engine_all_gather_s(layout.tp_group, rows * layout.model.vocab_size * _ACTIVATION_BYTES))
+        logits = rows * layout.model.vocab_size * _ACTIVATION_BYTES
+        cost += transfer(engine_all_gather_s(layout.tp_group, layout.parameters, logits))
     return cost
 
 

@@ -28,8 +28,6 @@ class Group:
 
     `ring`: all-reduce, all-gather, reduce-scatter; `exchange`: all-to-all; `peer`: all-reduce of small messages
     (none where a kernel over peer memory cannot run); `switch`: all-reduce inside the switch (none without one).
-    `graph_s`: what a ring collective inside an engine's captured graph takes beyond a benchmark's loop, whatever the
-    message (5.0 +- 0.4 us on two H100, NCCL 2.28, 256 B to 1 MiB: `calibration/data/h100x2/collectives*`).
     `nic_bytes_per_s` per rank between nodes.
     """
 
@@ -39,7 +37,6 @@ class Group:
     exchange: Transport
     peer: PeerReduce | None
     switch: Protocol | None
-    graph_s: float
     nic_latency_s: float
     nic_bytes_per_s: float
 
@@ -101,7 +98,6 @@ def node_group(accelerator: Accelerator, constants: Constants, local_size: int, 
         ),
         peer=_peer_reduce(constants, peak) if one_node else None,
         switch=_reducing_switch(accelerator.fabric, constants, local_size, peak),
-        graph_s=constants["ring_graph_s"],
         nic_latency_s=constants["nic_latency_s"],
         nic_bytes_per_s=accelerator.nic.bandwidth_bytes_per_s * constants["nic_efficiency"],
     )
@@ -164,19 +160,22 @@ def all_gather_s(group: Group, gathered_bytes: FloatArray) -> FloatArray:
     return seconds
 
 
-def engine_all_reduce_s(group: Group, message_bytes: FloatArray) -> FloatArray:
-    """`all_reduce_s` inside an engine's captured graph."""
+def engine_all_reduce_s(group: Group, constants: Constants, message_bytes: FloatArray) -> FloatArray:
+    """`all_reduce_s` inside an engine's captured graph, where a ring takes more than in a benchmark's loop, whatever the
+    message (5.0 +- 0.4 us on two H100, NCCL 2.28, 256 B to 1 MiB: `calibration/data/h100x2/collectives*`).
+    """
     seconds = all_reduce_s(group, message_bytes)
     if group.size == 1:
         return seconds
     if group.num_nodes == 1 and group.peer is not None:
-        return seconds + group.graph_s * (np.asarray(message_bytes) >= group.peer.limit_bytes)
-    return seconds + group.graph_s
+        return seconds + constants["ring_graph_s"] * (np.asarray(message_bytes) >= group.peer.limit_bytes)
+    return seconds + constants["ring_graph_s"]
 
 
-def engine_all_gather_s(group: Group, gathered_bytes: FloatArray) -> FloatArray:
-    """`all_gather_s` (and reduce-scatter) inside an engine's captured graph."""
-    return all_gather_s(group, gathered_bytes) + (group.graph_s if group.size > 1 else 0.0)
+def engine_all_gather_s(group: Group, constants: Constants, gathered_bytes: FloatArray) -> FloatArray:
+    """`all_gather_s` (and reduce-scatter) inside an engine's captured graph: see `engine_all_reduce_s`."""
+    seconds = all_gather_s(group, gathered_bytes)
+    return seconds + constants["ring_graph_s"] if group.size > 1 else seconds
 
 
 def _ring_s(group: Group, message: FloatArray, rounds: float) -> FloatArray:

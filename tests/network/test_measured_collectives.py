@@ -16,12 +16,13 @@ SECONDS = {"all_gather": engine_all_gather_s, "reduce_scatter": engine_all_gathe
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.name.partition(".")[0])
 def test_small_messages_of_a_ring_take_what_they_took(path):
-    group = node_group(get_hardware("h100"), read_set("h100-vllm"), 2)
+    constants = read_set("h100-vllm")
+    group = node_group(get_hardware("h100"), constants, 2)
     errors = []
     for item in read_measurements(path):
         if item.point.get("graph") and item.point["operation"] in SECONDS:
             message = np.array(float(item.point["num_bytes"]))
-            seconds = SECONDS[item.point["operation"]](group, message)
+            seconds = SECONDS[item.point["operation"]](group, constants, message)
             errors.append(abs(float(seconds) * 1e6 / item.values["time_us"] - 1))
     assert len(errors) > 10
     assert np.median(errors) < 0.05
@@ -29,8 +30,9 @@ def test_small_messages_of_a_ring_take_what_they_took(path):
 
 
 def test_the_kernel_over_peer_memory_needs_no_more_in_a_graph():
-    group = node_group(get_hardware("h100"), read_set("h100-vllm"), 2)
-    small, large = (engine_all_reduce_s(group, np.array(size)) for size in (1e5, 1e8))
+    constants = read_set("h100-vllm")
+    group = node_group(get_hardware("h100"), constants, 2)
+    small, large = (engine_all_reduce_s(group, constants, np.array(size)) for size in (1e5, 1e8))
     assert small < group.ring.seconds(2, 1e5, 5e4)
-    assert large > group.ring.seconds(2, 1e8, 5e7) + group.graph_s * 0.99
-    assert engine_all_gather_s(node_group(get_hardware("h100"), read_set("h100-vllm"), 1), np.array(1e6)) == 0.0
+    assert large > group.ring.seconds(2, 1e8, 5e7) + constants["ring_graph_s"] * 0.99
+    assert engine_all_gather_s(node_group(get_hardware("h100"), constants, 1), constants, np.array(1e6)) == 0.0
