@@ -14,6 +14,7 @@ import msgspec
 from hw_validation.dummy_models import write_model_folder
 from hw_validation.dummy_weights import condition_weights, draw_routers, estimate_loads
 from hw_validation.environment import read_environment
+from hw_validation.forced_routing import ForcedRouting, PackedScores, install
 from hw_validation.machine.nvidia import topology
 from hw_validation.marks import make_marks
 from hw_validation.peers import ALONE, Peers, join_peers
@@ -49,6 +50,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     disable_custom_all_reduce: bool = False
     eplb_interval: int = 0
     num_redundant_experts: int = 0
+    force_routing: bool = False
+    pack_scores: bool = False
 
     @property
     def num_ranks(self) -> int:
@@ -72,6 +75,7 @@ class TracedEngine:
     peers: Peers = ALONE
     expert_ranks: int = 1
     routed: list[Any] = field(default_factory=list)
+    forced: ForcedRouting | None = None
 
     def draw_routers(self, spread: float, falling: bool = False) -> dict[str, float]:
         """Redraw all routers with `spread` and return the load figures that follow."""
@@ -159,12 +163,22 @@ def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
     check_ranks(settings)
     _skip_graph_memory_estimate()
     model = get_model(settings.model)
+    num_experts = model.moe.num_experts if model.moe else 0
+    forced = ForcedRouting(num_experts) if settings.force_routing else None
+    routing = forced or (PackedScores() if settings.pack_scores else None)
+    if routing:
+        install(routing)
     engine = LLM(model=str(path), **_engine_words(settings)).llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner
     top_k = model.moe.top_k if model.moe else 0
     expert_ranks = settings.num_ranks if settings.enable_expert_parallel else 1
-    flags = condition_weights(runner.get_model()) | estimate_loads(runner.get_model(), top_k, ranks=expert_ranks)
-    config = engine.vllm_config
+    flags: dict[str, Any] = condition_weights(runner.get_model()) | estimate_loads(
+        runner.get_model(), top_k, ranks=expert_ranks
+    )
+    config, peers = engine.vllm_config, join_peers(settings.data_parallel_size)
+    if routing:
+        flags |= {"forced_routing": bool(forced), "router_score_strides": sorted(map(list, routing.strides))}
+        _seed_gpu(1 + peers.replica)
     return TracedEngine(
         engine=engine,
         tracer=StepTracer(engine.engine_core.engine_core.scheduler, runner, make_marks()),
@@ -173,11 +187,19 @@ def start_engine(settings: EngineSettings, folder: Path) -> TracedEngine:
         limits=_read_limits(config),
         vocab_size=model.vocab_size,
         top_k=top_k,
-        num_experts=model.moe.num_experts if model.moe else 0,
+        num_experts=num_experts,
         start_s=time.perf_counter() - begin,
-        peers=join_peers(settings.data_parallel_size),
+        peers=peers,
         expert_ranks=expert_ranks,
+        forced=forced,
     )
+
+
+def _seed_gpu(seed: int) -> None:
+    """Let replicas draw different numbers, and the ranks of a replica the same."""
+    import torch
+
+    torch.cuda.manual_seed(seed)
 
 
 def check_ranks(settings: EngineSettings) -> None:

@@ -23,7 +23,7 @@ def read_environment() -> Environment:
 
     on_gpu = torch.cuda.is_available()
     return Environment(
-        machine_start=_first_line(_BOOT_ID) or "unknown",
+        machine_start=machine_start(),
         gpu=torch.cuda.get_device_name() if on_gpu else "none",
         gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if on_gpu else 0,
         driver=query_gpu().get("driver_version", "unknown"),
@@ -34,6 +34,11 @@ def read_environment() -> Environment:
         cpu=_cpu_name(),
         cpu_cores=os.cpu_count() or 0,
     )
+
+
+def machine_start() -> str:
+    """The kernel's boot id, "unknown" where it has none: equal only within one start of a machine."""
+    return _first_line(_BOOT_ID) or "unknown"
 
 
 def query_gpu() -> dict[str, str]:

@@ -42,6 +42,9 @@ PARALLEL_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RANK_SPREADS = (0.0, 0.3, 1.0)
 RANK_BATCHES = (16, 64, 256)
 RANK_PREFILLS = (512, 2048, 3840)
+FORCED_ZIPFS = (0.0, 1.2, 0.6, 0.3)
+FORCED_BATCHES = (64, 256)
+FORCED_PREFILL = (8, 2000)
 PARALLEL_CONCURRENCIES = (64, 8, 256)
 
 
@@ -59,7 +62,8 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
 
     On data-parallel replicas each decodes as many. `router_spread` is the log-normal spread of the router's row
     lengths (0: even routing) and `router_falling` says that the longest come first, so that the first ranks hold
-    the popular experts (`hw_validation.dummy_weights`).
+    the popular experts (`hw_validation.dummy_weights`). Where `routing` is given ("uniform", "zipf:EXPONENT"), it is
+    forced whatever the routers say (`hw_validation.forced_routing`), and `router_spread` repeats the exponent.
     """
 
     batch_size: int
@@ -68,12 +72,13 @@ class DecodePoint(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float = 1.0
     router_spread: float = 0.0
     router_falling: bool = False
+    routing: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
         """Name of the point within one sweep."""
         name = f"decode/{self.batch_size}x{self.context_len}/temperature{self.temperature:g}"
-        return f"{name}/spread{self.router_spread:g}{'/falling' if self.router_falling else ''}"
+        return name + (_routing_key(self) or "/spread0")
 
 
 class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,6 +89,7 @@ class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     repeats: int
     router_spread: float = 0.0
     router_falling: bool = False
+    routing: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
@@ -91,8 +97,11 @@ class PrefillPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return f"prefill/{self.num_prompts}x{self.prompt_len}{_routing_key(self)}"
 
 
-def _routing_key(point: PrefillPoint | ClosedLoopPoint) -> str:
-    return f"/spread{point.router_spread:g}{'/falling' if point.router_falling else ''}" if point.router_spread else ""
+def _routing_key(point: DecodePoint | PrefillPoint | ClosedLoopPoint) -> str:
+    falling = "/falling" if point.router_falling else ""
+    if isinstance(point.routing, str):
+        return f"/{point.routing}{falling}"
+    return f"/spread{point.router_spread:g}{falling}" if point.router_spread else ""
 
 
 class MixedPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +127,7 @@ class ClosedLoopPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     num_requests: int
     router_spread: float = 0.0
     router_falling: bool = False
+    routing: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
@@ -236,6 +246,43 @@ def _rank_skews(contexts: list[int], limits: Limits) -> Iterator[Point]:
         yield from _loops(0, (64, 256), limits, 2, spread)
 
 
+def _forced(contexts: list[int], limits: Limits) -> Iterator[Point]:
+    """Decodes and a long prefill under forced Zipf laws: popular experts together on the first ranks, then spread."""
+    for exponent in FORCED_ZIPFS:
+        yield from _forced_points(contexts, limits, exponent, falling=exponent > 0)
+    yield from _forced_points(contexts, limits, max(FORCED_ZIPFS), falling=False)
+
+
+def _forced_points(contexts: list[int], limits: Limits, exponent: float, falling: bool) -> Iterator[Point]:
+    routing = f"zipf:{exponent:g}" if exponent else "uniform"
+    fields: dict[str, Any] = {"router_spread": exponent, "router_falling": falling, "routing": routing}
+    num_prompts, prompt_len = FORCED_PREFILL
+    if num_prompts * prompt_len <= limits.max_num_batched_tokens and prompt_len < limits.max_model_len:
+        yield PrefillPoint(num_prompts=num_prompts, prompt_len=prompt_len, repeats=4, **fields)
+    yield from _decodes(contexts[0], limits, FORCED_BATCHES, **fields)
+
+
+def _forced_worst(contexts: list[int], limits: Limits) -> Iterator[Point]:
+    yield from _forced_points(contexts, limits, max(FORCED_ZIPFS), falling=True)
+
+
+def _forced_settling(_: list[int], limits: Limits) -> Iterator[Point]:
+    """Loops under the strongest forced law, long enough for experts to be moved before the last ones."""
+    exponent = max(FORCED_ZIPFS)
+    for loop in _loops(0, (64,), limits, 6, exponent):
+        yield msgspec.structs.replace(loop, routing=f"zipf:{exponent:g}")
+
+
+def _redrawn(_: list[int], limits: Limits) -> Iterator[Point]:
+    """The long prefill and a large loop under redrawn routers, even and uneven."""
+    num_prompts, prompt_len = FORCED_PREFILL
+    for spread in (RANK_SPREADS[0], RANK_SPREADS[-1]):
+        if num_prompts * prompt_len <= limits.max_num_batched_tokens and prompt_len < limits.max_model_len:
+            fields: dict[str, Any] = {"router_spread": spread, "router_falling": spread > 0}
+            yield PrefillPoint(num_prompts=num_prompts, prompt_len=prompt_len, repeats=4, **fields)
+        yield from _loops(0, (256,), limits, 2, spread)
+
+
 def _settling_loops(_: list[int], limits: Limits) -> Iterator[Point]:
     """Loops under one strong skew, long enough for experts to be moved before the last ones."""
     yield from _loops(0, (64,), limits, 6, RANK_SPREADS[-1])
@@ -302,6 +349,10 @@ SECTIONS: dict[str, Callable[[list[int], Limits], Iterator[Point]]] = {
     "routing": _routing_decodes,
     "rank-skew": _rank_skews,
     "settle": _settling_loops,
+    "forced": _forced,
+    "forced-worst": _forced_worst,
+    "forced-settle": _forced_settling,
+    "redrawn": _redrawn,
     "decode-parallel": _parallel_decodes,
     "closed-parallel": _closed_loops(0, PARALLEL_CONCURRENCIES),
     "closed-long-parallel": _closed_loops(1, PARALLEL_CONCURRENCIES),

@@ -24,6 +24,7 @@ import msgspec
 from hw_validation.client import BudgetSpentError, Client
 from hw_validation.engine import EngineSettings, TracedEngine, prepare_engine, start_engine
 from hw_validation.environment import probe_host
+from hw_validation.forced_routing import summarize_counts
 from hw_validation.loops import run_closed_loop, run_open_loop
 from hw_validation.peers import ALONE, Peers
 from hw_validation.plan import (
@@ -102,14 +103,15 @@ class Sweep:
         setup = self.engine.setup
         mode = "eager" if setup.flags["enforce_eager"] else "graphs"
         mode += "+routing" if setup.flags.get("returns_routed_experts") else ""
+        if "forced_routing" in setup.flags:
+            mode += "+forced" if setup.flags["forced_routing"] else "+packed"
         mode += _parallel_mode(setup.flags) if self.peers.size > 1 else ""
         return f"{setup.model}/{setup.num_layers}layers/{mode}/{point.key}"
 
     def _measure(self, client: Client, point: Point, key: str) -> None:
         described: dict[str, Any] = msgspec.to_builtins(point)
         content: dict[str, Any]
-        routers = (getattr(point, "router_spread", 0.0), getattr(point, "router_falling", False))
-        loads = self._set_routers(*routers) | probe_host()
+        loads = self._set_routing(point) | probe_host()
         if isinstance(point, KernelsPoint):
             values, kernels = measure_kernels(client, point)
             content = {"values": values | loads, "tables": {"kernels": kernels}}
@@ -125,10 +127,30 @@ class Sweep:
                 routing = summarize_routing(routed, point.num_steps, self.engine.num_experts)
                 content["values"] |= routing.values
                 content["tables"] = content.get("tables", {}) | {"routing_by_layer": routing.rows}
+        self._add_counts(content)
         record = make_record(_KINDS[type(point)], key, self.engine.setup, described, **content)
         self.log.append(record)
         if self.peers.rank == 0:
             _report(record)
+
+    def _set_routing(self, point: Point) -> dict[str, float]:
+        """Route as the point says; the load figures of redrawn routers."""
+        forced, routing = self.engine.forced, getattr(point, "routing", msgspec.UNSET)
+        if forced:
+            forced.force(routing or "", getattr(point, "router_falling", False))
+            forced.reset()
+        if routing:
+            return self._set_routers(0.0, False)
+        return self._set_routers(getattr(point, "router_spread", 0.0), getattr(point, "router_falling", False))
+
+    def _add_counts(self, content: dict[str, Any]) -> None:
+        """The tokens that each expert got in the point's steps, if the engine counts them."""
+        if self.engine.forced is None:
+            return
+        by_rank = self.peers.all(self.engine.forced.counts())
+        content["values"] |= summarize_counts(by_rank, self.engine.expert_ranks)
+        rows = [[rank, layer, *counts] for rank, layers in enumerate(by_rank) for layer, counts in enumerate(layers)]
+        content["tables"] = content.get("tables", {}) | {"expert_counts": rows}
 
     def _set_routers(self, spread: float, falling: bool) -> dict[str, float]:
         if (spread, falling) == self._routers == (0.0, False):
@@ -199,6 +221,8 @@ def _open_log(path: Path, peers: Peers) -> Log:
 
 
 def _engine_settings(options: argparse.Namespace) -> EngineSettings:
+    if "forced" in options.sections and not options.force_routing:
+        options.force_routing = True  # such points mean nothing otherwise
     given = {name: value for name, value in vars(options).items() if name in EngineSettings.__struct_fields__}
     sizes = tuple(int(size) for size in options.capture_sizes.split(",") if size)
     return msgspec.convert(given | {"capture_sizes": sizes}, EngineSettings)
@@ -228,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
         "--capture-sizes", default="", help="captured graphs, separated by commas (the engine's default)"
     )
     parser.add_argument("--return-routed-experts", action="store_true", help="count the experts that tokens went to")
+    parser.add_argument("--force-routing", action="store_true", help="let points force routing; count experts' tokens")
+    parser.add_argument("--pack-scores", action="store_true", help="routers of 60 experts as they are meant to be")
     parser.add_argument("--standby", action="store_true", help="prepare, then wait for `go UNTIL` on standard input")
     folder = Path(tempfile.gettempdir()) / "moesim-models"
     parser.add_argument("--folder", type=Path, default=folder, help="where config.json folders are written")

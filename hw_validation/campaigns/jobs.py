@@ -49,6 +49,10 @@ def llada(name: str, seconds: float, model: str, runs: tuple[str, ...], options:
     return Job(name=name, module="hw_validation.llada", arguments=words, seconds=seconds, suffix="json")
 
 
+_LOOPS = "closed,closed-long-spot,decode"
+_PACKED = "prefill,decode,kernels,mixed,closed-spot,redrawn,skew"
+_FORCED = "--contexts 256 --capture-sizes 1,8,64,256"
+
 _MICRO = Job(
     name="micro",
     module="hw_validation.micro",
@@ -172,8 +176,21 @@ CAMPAIGNS: dict[str, tuple[Job, ...]] = {
     "third": (
         tuned("llada-8b", 120, "llada-8b", _DENSE_AGAIN, repeats=3),
         replace(tuned("llada-moe", 110, "llada-moe-7b-a1b", _EXPERTS_AGAIN, repeats=2), head_start_s=60),
-        sweep("olmoe", 85, "--model olmoe-1b-7b --sections closed-spot,open,decode,closed-long-spot,closed,prefill"),
+        sweep("olmoe", 130, "--model olmoe-1b-7b --sections closed,decode,closed-long-spot,open,prefill"),
         _EXPERIMENT,
         replace(_COUNTERS, arguments=_COUNTERS.arguments.replace("olmoe-1b-7b", "mixtral-8x7b")),
+    ),
+    "fourth": (
+        tuned("llada-8b", 100, "llada-8b", _DENSE_AGAIN, repeats=3),
+        replace(sweep("mixtral", 170, f"--model mixtral-8x7b --contexts 256 --sections {_LOOPS}"), head_start_s=40),
+        sweep("olmoe", 110, f"--model olmoe-1b-7b --contexts 256 --sections {_LOOPS}"),
+        sweep("qwen1.5-moe", 100, f"--model qwen1.5-moe-a2.7b --contexts 256 --sections {_LOOPS}"),
+        replace(tuned("llada-moe", 110, "llada-moe-7b-a1b", _EXPERTS_AGAIN, repeats=2), head_start_s=60),
+        sweep("qwen-forced", 90, f"--model qwen1.5-moe-a2.7b {_FORCED} --sections redrawn,forced"),
+    ),
+    "fifth": (
+        sweep("qwen-packed", 110, f"--model qwen1.5-moe-a2.7b --contexts 256 --pack-scores --sections {_PACKED}"),
+        sweep("qwen-unpacked", 110, f"--model qwen1.5-moe-a2.7b --contexts 256 --sections {_PACKED}"),
+        sweep("mixtral", 190, "--model mixtral-8x7b --contexts 256 --sections decode,prefill,mixed,closed-long-spot"),
     ),
 }

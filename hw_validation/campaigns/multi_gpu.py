@@ -1,6 +1,6 @@
 """What a campaign on 2, 4 or 8 GPUs of a machine runs: collectives, then models split over the GPUs in several ways.
 
-Two campaigns a machine, `2gpus-first` and `2gpus-second`, the most valuable jobs first. Models are small enough for
+Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first. Models are small enough for
 two GPUs of 80 GB. Sweeps of one GPU on the same machine are there to compare with.
 """
 
@@ -14,7 +14,10 @@ _PARALLEL = "decode-parallel,closed-parallel,prefill,closed-long-parallel,mixed"
 _EXPERTS = "decode-parallel,closed-parallel,prefill,rank-skew,closed-long-parallel,mixed"
 _QWEN = "--model qwen1.5-moe-a2.7b --contexts 256"
 _MIXTRAL = "--model mixtral-8x7b --contexts 256"
-_EPLB = "--model qwen3-30b-a3b --num-layers 24 --contexts 256 --max-captured-tokens 256"
+_QWEN3 = "--model qwen3-30b-a3b --num-layers 24 --contexts 256"
+_EPLB = f"{_QWEN3} --max-captured-tokens 256"
+_FORCED = "--capture-sizes 1,8,64,256 --sections forced"
+_MOVED = "--capture-sizes 1,8,16,32,64,256 --sections forced-settle,forced-worst"
 
 
 def make_campaigns(ranks: int) -> dict[str, tuple[Job, ...]]:
@@ -37,7 +40,27 @@ def make_campaigns(ranks: int) -> dict[str, tuple[Job, ...]]:
         _split(ranks, "qwen3-eplb", 100, f"{_EPLB} {dp} {eplb} --sections settle,rank-skew"),
         _split(ranks, "qwen3-ep", 80, f"{_EPLB} {dp} --sections rank-skew,decode-parallel"),
     )
-    return {f"{ranks}gpus-first": first, f"{ranks}gpus-second": second}
+    tp_ep = f"{tp} --enable-expert-parallel"
+    third = (
+        _over(ranks, _llada("llada-ep", f"--ep {ranks}", ("batch=1", "batch=16"))),
+        _llada("llada-one-eager", "", ("batch=1", "batch=16")),
+        _split(ranks, "qwen-dp-ep-forced", 90, f"{_QWEN} {dp} {_FORCED}"),
+        _split(ranks, "qwen-tp-ep-forced", 90, f"{_QWEN} {tp_ep} {_FORCED}"),
+        _split(ranks, "qwen3-ep-forced", 90, f"{_QWEN3} {dp} {_MOVED}"),
+        _split(ranks, "qwen3-eplb-forced", 150, f"{_QWEN3} {dp} {eplb} {_MOVED}"),
+        _split(ranks, "mixtral-dp-ep-forced", 120, f"{_MIXTRAL} {dp} {_FORCED}"),
+    )
+    redrawn = "--capture-sizes 1,8,64,128,256 --sections redrawn"
+    fourth = (
+        _split(ranks, "qwen-dp-ep-redrawn", 90, f"{_QWEN} {dp} {redrawn}"),
+        _split(ranks, "qwen3-ep-forced", 90, f"{_QWEN3} {dp} {_FORCED}"),
+        _split(ranks, "qwen-dp-ep-counted", 90, f"{_QWEN} {dp} {redrawn} --force-routing"),
+        _over(ranks, _llada("llada-tp-ep", f"--tp {ranks} --ep {ranks}", ("batch=1", "batch=16"))),
+        _split(ranks, "mixtral-tp-ep-forced", 120, f"{_MIXTRAL} {tp_ep} {_FORCED}"),
+        _over(ranks, _collectives()),
+    )
+    named = {"first": first, "second": second, "third": third, "fourth": fourth}
+    return {f"{ranks}gpus-{name}": jobs for name, jobs in named.items()}
 
 
 def _split(ranks: int, name: str, seconds: float, arguments: str) -> Job:

@@ -19,6 +19,16 @@ kernels: Any = typed_kernels
 """The kernels; Triton's decorator hides the launch options from type checkers."""
 
 
+def norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `ops.norm` for contiguous `hidden` [..., size]: one program a row."""
+    size = weight.shape[0]
+    out = torch.empty_like(hidden)
+    block = next_power(size)
+    warps = min(8, max(1, block // 512))
+    kernels.norm_kernel[(hidden.numel() // size,)](hidden, weight, out, size, eps, block, num_warps=warps)
+    return out
+
+
 def rotate(
     qkv: Tensor, table: Tensor, norm: Tensor | None, heads: tuple[int, int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,6 +176,7 @@ def triton_ops(table: TileTable | None = None, products: ProductTable | None = N
         partial(run_experts, tiles),
         combine,
         multiply,
+        norm,
     )
 
 

@@ -15,6 +15,18 @@ import triton.language as tl
 
 
 @triton.jit
+def norm_kernel(hidden, weight, out, size, eps, BLOCK: tl.constexpr):
+    """One row over its root mean square, times `weight`: sums in float32, rounded once at the end."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    used = column < size
+    values = tl.load(hidden + row * size + column, mask=used, other=0.0).to(tl.float32)
+    weights = tl.load(weight + column, mask=used, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, 0) / size + eps)
+    tl.store(out + row * size + column, (values * scale * weights).to(out.dtype.element_ty), mask=used)
+
+
+@triton.jit
 def rotate_kernel(
     qkv,
     table,
@@ -84,22 +96,23 @@ def route_kernel(
         left = tl.where(expert == best, -1.0, left)
 
 
-@triton.jit
-def sort_kernel(ids, order, starts, COUNT: tl.constexpr, CHUNK: tl.constexpr):
-    """Indices of one expert's entries of `ids` [COUNT], written to its stretch of `order`; and where that starts.
+@triton.jit(do_not_specialize=["count"])
+def sort_kernel(ids, order, starts, count, CHUNK: tl.constexpr):
+    """Indices of one expert's entries of `ids` [count], written to its stretch of `order`; and where that starts.
 
-    The program after the last expert only writes the end of the last stretch.
+    The program after the last expert only writes the end of the last stretch. `count` is no constant: where tokens
+    come from other ranks it differs in nearly every layer, and each constant would be compiled for.
     """
     expert = tl.program_id(0)
     lane = tl.arange(0, CHUNK)
     before = tl.zeros([CHUNK], tl.int32)
-    for first in range(0, COUNT, CHUNK):
-        chosen = tl.load(ids + first + lane, mask=first + lane < COUNT, other=2147483647)
+    for first in range(0, count, CHUNK):
+        chosen = tl.load(ids + first + lane, mask=first + lane < count, other=2147483647)
         before += (chosen < expert).to(tl.int32)
     place = tl.sum(before, 0)
     tl.store(starts + expert, place)
-    for first in range(0, COUNT, CHUNK):
-        chosen = tl.load(ids + first + lane, mask=first + lane < COUNT, other=2147483647)
+    for first in range(0, count, CHUNK):
+        chosen = tl.load(ids + first + lane, mask=first + lane < count, other=2147483647)
         mine = (chosen == expert).to(tl.int32)
         tl.store(order + place + tl.cumsum(mine, 0) - 1, first + lane, mask=mine == 1)
         place += tl.sum(mine, 0)

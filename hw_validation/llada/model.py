@@ -111,7 +111,7 @@ class Llada(nn.Module):
         return self.parallel.join_last(logits)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(hidden, weight.shape, weight, self.architecture.norm_eps)
+        return self.ops.norm(hidden, weight, self.architecture.norm_eps)
 
     def _attend(self, hidden: Tensor, layer: Layer, index: int, where: _Where) -> None:
         """Add the attention of layer `index` to `hidden` [tokens, hidden], in place."""

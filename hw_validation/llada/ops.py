@@ -17,7 +17,13 @@ from hw_validation.llada.products import Product, by_blas
 from hw_validation.llada.settings import Execution, KernelChoice
 
 Experts = Callable[[Tensor, Routing, Matrices], Tensor]
+Norm = Callable[[Tensor, Tensor, float], Tensor]
 Rotate = Callable[[Tensor, Tensor, Tensor | None, tuple[int, int], float], tuple[Tensor, Tensor, Tensor]]
+
+
+def norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`hidden` [..., size] over the root mean square of its last dimension, times `weight` [size]."""
+    return F.rms_norm(hidden, weight.shape, weight, eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class Ops:
     experts: Experts
     combine: Callable[[Tensor, Tensor], None]
     multiply: Product = by_blas
+    norm: Norm = norm
 
 
 def rotate(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hw_validation.environment import machine_start
 from hw_validation.llada.config import Architecture, InputError
 from hw_validation.llada.distributed import Parallel
 from hw_validation.llada.floor import Ceilings, Floor, count_parameters
@@ -63,6 +64,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "hip": torch.version.hip,
         "device": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "machine_start": machine_start(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from hw_validation.environment import machine_start
 from hw_validation.experiment.runs import Server
 from hw_validation.machine import amd, nvidia
 from hw_validation.machine.report import cpu_name
 from hw_validation.records import Environment, Setup
 from hw_validation.server.probe import Facts
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read_machine() -> Environment:
@@ -24,7 +22,7 @@ def read_machine() -> Environment:
     gpus = nvidia.list_gpus() or amd.list_gpus()
     torch_version = _version("torch")
     return Environment(
-        machine_start=_BOOT_ID.read_text(encoding="utf-8").strip() if _BOOT_ID.is_file() else "unknown",
+        machine_start=machine_start(),
         gpu=gpus[0].name if gpus else "none",
         gpu_memory_bytes=int(gpus[0].memory_bytes or 0) if gpus else 0,
         driver=gpus[0].driver if gpus else "unknown",

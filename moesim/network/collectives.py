@@ -161,8 +161,9 @@ def all_gather_s(group: Group, gathered_bytes: FloatArray) -> FloatArray:
 
 
 def engine_all_reduce_s(group: Group, constants: Constants, message_bytes: FloatArray) -> FloatArray:
-    """`all_reduce_s` inside an engine's captured graph, where a ring takes more than in a benchmark's loop, whatever the
-    message (5.0 +- 0.4 us on two H100, NCCL 2.28, 256 B to 1 MiB: `calibration/data/h100x2/collectives*`).
+    """`all_reduce_s` inside an engine's captured graph, where a ring takes more than in a benchmark's loop.
+
+    Whatever the message (5.0 +- 0.4 us on two H100, NCCL 2.28, 256 B to 1 MiB: `calibration/data/h100x2/collectives*`).
     """
     seconds = all_reduce_s(group, message_bytes)
     if group.size == 1:

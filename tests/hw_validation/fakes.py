@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from hw_validation.forced_routing import ForcedRouting
 from hw_validation.plan import Limits
 from hw_validation.records import Environment, Setup
 from hw_validation.step_trace import StepRow
@@ -64,6 +65,8 @@ class FakeEngine:
     most_running: int = 0
     num_experts: int = 8
     routes: bool = False
+    forced: ForcedRouting | None = None
+    expert_ranks: int = 1
     _routed: list[NDArray[np.int64]] = field(default_factory=list)
     _prompts: dict[str, int] = field(default_factory=dict)
     _left: dict[str, int] = field(default_factory=dict)

@@ -73,3 +73,15 @@ def test_context_shrinks_in_steps_of_64() -> None:
 def test_unknown_section_is_named() -> None:
     with pytest.raises(InputError, match="unknown section 'decodes'; did you mean 'decode"):
         plan_points(["decodes"], [256], ROOMY)
+
+
+def test_forced_points_say_what_is_forced_and_even_ones_are_as_before() -> None:
+    forced = plan_points(["forced"], [256], ROOMY)
+    described = {point.key: msgspec.to_builtins(point) for point in forced}
+    assert described["prefill/8x2000/uniform"].get("router_spread", 0.0) == 0.0
+    worst = described["decode/64x256/temperature1/zipf:1.2/falling"]
+    assert (worst["routing"], worst["router_spread"], worst["router_falling"]) == ("zipf:1.2", 1.2, True)
+    assert "decode/64x256/temperature1/zipf:1.2" in described
+    even = plan_points(["decode"], [256], ROOMY)[0]
+    assert even.key == "decode/1x256/temperature1/spread0"
+    assert "routing" not in msgspec.to_builtins(even)

@@ -19,6 +19,27 @@ def check_route():
         assert_close(ours.ids.long(), theirs.ids)
 
 
+def check_norm():
+    """In float32, and in bfloat16 with the same single rounding; a size that is no power of two, three dimensions."""
+    for shape in ((7, 64), (2, 3, 40)):
+        for dtype in (torch.float32, torch.bfloat16):
+            hidden = (3 * torch.randn(shape)).to(dtype)
+            weight = (1 + 0.2 * torch.randn(shape[-1])).to(dtype)
+            mine, other = fused.norm(hidden, weight, 1e-5), ops.norm(hidden.float(), weight.float(), 1e-5)
+            assert_close(mine, other.to(dtype))
+            assert mine.shape == hidden.shape
+
+
+def check_sort():
+    """One compiled kernel for every number of pairs, among them a single one and more than a chunk."""
+    for count in (1, 2, 33, 4097):
+        ids = torch.randint(5, (count, 1), dtype=torch.int32)
+        pairs = fused.sort_by_expert(ids, 6)
+        expected = torch.sort(ids.flatten().long(), stable=True)
+        assert_close(pairs.order.long(), expected.indices)
+        assert_close(pairs.starts.long(), torch.searchsorted(expected.values, torch.arange(7)))
+
+
 def check_rotate():
     qkv, table = torch.randn(2, 5, 8 * 16), torch.randn(5, 2, 8)
     for norm in (None, torch.randn(2, 16)):
@@ -111,6 +132,8 @@ def main():
     torch.manual_seed(0)
     checks = (
         check_route,
+        check_norm,
+        check_sort,
         check_rotate,
         check_swiglu,
         check_gated,

@@ -25,4 +25,5 @@ def test_kernels_equal_the_torch_operators():
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.split() == ["route", "rotate", "swiglu", "gated", "combine", "experts", "model", "tuning"]
+    names = ["route", "norm", "sort", "rotate", "swiglu", "gated", "combine", "experts", "model", "tuning"]
+    assert result.stdout.split() == names
