@@ -65,18 +65,17 @@ def count_records(records: Sequence[tuple[Path, Record]]) -> list[Row]:
 
 
 def compare_starts(records: Sequence[tuple[Path, Record]]) -> Iterator[tuple[str, str, str, int, float, float]]:
-    """(model, kind, value, pairs, median and largest |difference| in percent) of points that two starts share."""
+    """(model, kind, value, points, median and largest difference in percent) of points that several starts share."""
     groups: dict[tuple[str, str], dict[str, Record]] = defaultdict(dict)
     for _, record in records:
         groups[f"{record.key} {describe_mode(record)}", record.kind][record.setup.environment.machine_start] = record
     differences: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for (_, kind), starts in groups.items():
-        if len(starts) == 2:
-            first, second = starts.values()
-            for name in _COMPARED.get(kind, ()):
-                a, b = first.values.get(name), second.values.get(name)
-                if a and b:
-                    differences[first.setup.model, kind, name].append(100 * abs(b / a - 1))
+        model = next(iter(starts.values())).setup.model
+        for name in _COMPARED.get(kind, ()):
+            found = [value for record in starts.values() if (value := record.values.get(name))]
+            if len(found) > 1:
+                differences[model, kind, name].append(100 * (max(found) / min(found) - 1))
     for (model, kind, name), values in sorted(differences.items()):
         yield model, kind, name, len(values), median(values), max(values)
 
@@ -119,11 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
     for row in count_records(records):
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row.kinds.items()))
         print(f"{row.model:20} {row.layers:2} layers  {row.mode:15} {row.start}  {kinds}")
-    points = sum(record.kind in POINT_KINDS for _, record in records)
+    total = sum(record.kind in POINT_KINDS for _, record in records)
     micro = sum(record.kind == "microbenchmark" for _, record in records)
-    print(f"\n{points} points and loops, {len(runs)} LLaDA runs, {micro} microbenchmarks\n\nbetween machine starts:")
-    for model, kind, name, pairs, middle, largest in compare_starts(records):
-        print(f"{model:20} {kind:13} {name:17} {pairs:3} pairs: median {middle:.1f} %, largest {largest:.1f} %")
+    print(f"\n{total} points and loops, {len(runs)} LLaDA runs, {micro} microbenchmarks\n\nbetween machine starts:")
+    for model, kind, name, points, middle, largest in compare_starts(records):
+        print(f"{model:20} {kind:13} {name:17} {points:3} points: median {middle:.1f} %, largest {largest:.1f} %")
     print()
     print("\n".join(describe_llada(runs)))
     return 0

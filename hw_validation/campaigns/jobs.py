@@ -189,7 +189,7 @@ CAMPAIGNS: dict[str, tuple[Job, ...]] = {
         sweep("qwen-forced", 90, f"--model qwen1.5-moe-a2.7b {_FORCED} --sections redrawn,forced"),
     ),
     "fifth": (
-        sweep("qwen-packed", 110, f"--model qwen1.5-moe-a2.7b --contexts 256 --pack-scores --sections {_PACKED}"),
+        sweep("qwen-packed", 150, f"--model qwen1.5-moe-a2.7b --contexts 256 --pack-scores --sections {_PACKED}"),
         sweep("qwen-unpacked", 110, f"--model qwen1.5-moe-a2.7b --contexts 256 --sections {_PACKED}"),
         sweep("mixtral", 190, "--model mixtral-8x7b --contexts 256 --sections decode,prefill,mixed,closed-long-spot"),
     ),

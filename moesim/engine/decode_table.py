@@ -46,11 +46,6 @@ class DecodeTable:
         self._from, self._last = knot * self._width, page[knot % _PAGE]
         return self._last
 
-    def seconds(self, context: int) -> float:
-        """Seconds of one step with `context` cached tokens in all."""
-        start, slope, _ = self.piece(context)
-        return start + slope * context
-
     def few_steps_s(self, context: int, steps: int, other_s: float) -> list[float]:
         """Seconds of each of `steps` steps that begin with `context` cached tokens, `other_s` added to each."""
         sequences = self.sequences
