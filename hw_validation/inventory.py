@@ -46,12 +46,13 @@ def read_folder(folder: Path) -> list[tuple[Path, Record]]:
 
 
 def describe_mode(record: Record) -> str:
-    """Engine mode of a record: server or in-process, graphs or eager, whether routed experts came back."""
+    """Engine mode of a record: server or in-process, graphs or eager, whether routing came back or was forced."""
     flags = record.setup.flags
     if flags.get("frontend") == "server":
         return "server"
     mode = "eager" if flags.get("enforce_eager") else "graphs"
-    return mode + ("+routing" if flags.get("returns_routed_experts") else "")
+    mode += "+routing" if flags.get("returns_routed_experts") else ""
+    return mode + ("+forced" if flags.get("forced_routing") else "")
 
 
 def count_records(records: Sequence[tuple[Path, Record]]) -> list[Row]:

@@ -33,8 +33,8 @@ def expert_exchange(layout: Layout, tokens: FloatArray) -> OperatorCost:
         return nothing(tokens)
     if gathers_all(layout):
         gathered = tokens * lockstep * layout.model.hidden_size * _ACTIVATION_BYTES
-        by_token = tokens * lockstep * layout.parameters["exchange_token_s"]
-        return transfer(2 * engine_all_gather_s(layout.dp_group, layout.parameters, gathered) + by_token, launches=2.0)
+        beside = gathered * layout.parameters["exchange_byte_s"]
+        return transfer(2 * engine_all_gather_s(layout.dp_group, layout.parameters, gathered) + beside, launches=2.0)
     accelerator, constants = layout.cluster.accelerator, layout.parameters
     sent = _sent(layout, moe, tokens)
     if layout.deployment.all2all_backend == "deepep_low_latency":

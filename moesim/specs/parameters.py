@@ -174,7 +174,7 @@ NETWORK_PARAMETERS = (
     "deepep_ht_combine_unit_share",
     "deepep_ht_combine_row_share",
     "deepep_ht_combine_efficiency",
-    "exchange_token_s",
+    "exchange_byte_s",
     "nic_latency_s",
     "nic_efficiency",
 )
