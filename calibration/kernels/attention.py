@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.kernels.families import Family
+from calibration.kernels.fixed_splits import flash4_seconds
 from calibration.kernels.tables import KernelTable
 from moesim.costs.arithmetic import ARRAYS
 from moesim.costs.decode_attention import FULL_CONTEXT, decode_seconds, grouped_query_kernel
@@ -60,6 +61,14 @@ HOPPER_PREFILL_START = {
     "attention_fp8_compute": 0.95,
     "prefill_fp8_query": 2.0,
 }
+FLASH4_DECODE_START = {
+    "decode_start_s": 7.5e-6,
+    "decode_tile_s": 8e-6,
+    "decode_search_s": 1e-8,
+    "decode_combine_block_s": 7e-10,
+    "attention_hbm_efficiency": 0.87,
+    "decode_unit_share": 1.3,
+}
 UNUSED = {
     "decode_sequence_s": 1e-12,
     "decode_regroup_s": 1e-12,
@@ -96,6 +105,15 @@ def predict_generation(table: KernelTable, constants: Mapping[str, float]) -> Fl
     """Decode rows: one token for each sequence; `isl + step` keys are visible with the new one."""
     batch = table.number("batch_size")
     return _decode(table, constants, batch, batch * (table.number("isl") + table.number("step")))
+
+
+def predict_flash4_generation(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
+    """Decode rows of FlashAttention-4, whose splits do not depend on the batch."""
+    heads, kv_heads, head_dim, kv_bytes, _ = _heads(table)
+    tokens = table.number("isl") + table.number("step")
+    token_bytes = 2 * head_dim * kv_bytes
+    batch = table.number("batch_size")
+    return flash4_seconds(table.accelerator, constants, batch, tokens, heads, kv_heads, token_bytes)
 
 
 def predict_context(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
@@ -142,16 +160,19 @@ def _family(
     return Family(f"{name} prefill", predict_context, prefill, _SHAPE, fixed, held={**UNUSED, **decode})
 
 
-_FLASH4_DECODE = {**DECODE_START, "decode_sequence_s": 2e-6}
+_FLASH4_SINGLE = {**DECODE_START, "decode_sequence_s": 2e-6}
+"""What FlashAttention-4's prefill family takes for prompts of one token."""
 GENERATION = {
     "vllm_flash_attn": _family("FlashAttention-2", AMPERE_DECODE_START, AMPERE_FIXED),
     "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED),
-    "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED),
+    "vllm_flash_attn_fa4": Family(
+        "FlashAttention-4 decode", predict_flash4_generation, FLASH4_DECODE_START, _SHAPE, HOPPER_FIXED
+    ),
 }
 """Decode families by `kernel_source`."""
 CONTEXT = {
     "vllm_flash_attn": _family("FlashAttention-2", AMPERE_DECODE_START, AMPERE_FIXED, PREFILL_START),
     "vllm_flash_attn_fa3": _family("FlashAttention-3", HOPPER_DECODE_START, HOPPER_FIXED, HOPPER_PREFILL_START),
-    "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_DECODE, HOPPER_FIXED, PREFILL_START),
+    "vllm_flash_attn_fa4": _family("FlashAttention-4", _FLASH4_SINGLE, HOPPER_FIXED, PREFILL_START),
 }
 """Prefill families by `kernel_source`."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.kernels.attention import AMPERE_FIXED, HOPPER_FIXED, UNUSED
 from calibration.kernels.families import Family
+from calibration.kernels.fixed_splits import triton_latent_seconds
 from calibration.kernels.tables import KernelTable
 from moesim.costs.arithmetic import ARRAYS
 from moesim.costs.decode_attention import decode_seconds, latent_kernel
@@ -29,11 +30,12 @@ _SHAPE = ("batch_size", "isl", "step", "num_heads")
 def predict_generation_kernel(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
     """Decode rows of one MLA kernel, launched without a graph: `host_floor_s` of host time shows below it.
 
-    A single head runs another Triton kernel, without matrix units: `single_head` times slower.
+    `isl + step - 1` tokens are cached (the first rows show one and three busy splits, not two and four).
     """
-    seconds = _decode(table, constants, table.number("isl") + table.number("step"))
-    alone = table.number("num_heads") == 1
-    return _above_floor(np.where(alone, seconds * constants["single_head"], seconds), constants)
+    cached = table.number("isl") + table.number("step") - 1
+    batch, heads = table.number("batch_size"), table.number("num_heads")
+    seconds = triton_latent_seconds(table.accelerator, constants, batch, cached, heads, (_LATENT + _ROPE) * 2)
+    return _above_floor(seconds, constants)
 
 
 def predict_context_kernel(table: KernelTable, constants: Mapping[str, float]) -> FloatArray:
@@ -129,17 +131,18 @@ _MODULE_HELD = {
 TRITON_GENERATION = Family(
     "Triton MLA decode",
     predict_generation_kernel,
-    {"host_floor_s": 3.3e-4, "mla_start_s": 5e-6, "mla_tile_s": 4e-5, "mla_unit_share": 0.5, "single_head": 3.0},
+    {
+        "host_floor_s": 3.3e-4,
+        "mla_tile_s": 4e-5,
+        "mla_unit_share": 0.5,
+        "mla_reduce_s": 1e-8,
+        "single_head": 3.0,
+    },
     _SHAPE,
     {"mla_head_rows": 16.0, "mla_max_splits": 4.0},
-    held={
-        "decode_split_tokens": 1.0,
-        "decode_combine_s": 2e-6,
-        "mla_hbm_efficiency": 1.0,
-        "mla_decode_compute_efficiency": 1.0,
-        "mla_fp8_compute": 1.0,
-    },
+    held={"mla_start_s": 8e-6},
 )
+"""The host floor hides `mla_start_s`: it stays at its prior."""
 AMPERE_CONTEXT = Family(
     "MLA prefill on Ampere",
     predict_context_kernel,

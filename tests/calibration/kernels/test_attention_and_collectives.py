@@ -17,6 +17,7 @@ ACCURATE = (
     "a100_sxm/vllm-0.14.0/context_attention",
     "a100_sxm/vllm-0.14.0/generation_attention",
     "a100_sxm/vllm-0.14.0/context_mla",
+    "a100_sxm/vllm-0.14.0/generation_mla",
     "a100_sxm/vllm-0.14.0/custom_allreduce",
     "a100_sxm/nccl-2.27.3/nccl",
     "h200_sxm/vllm-0.24.0/context_attention",
@@ -53,15 +54,15 @@ def test_rows_of_shapes_left_out_are_met(name):
 @pytest.mark.reference
 @needs(TABLES)
 def test_host_bound_mla_rows_are_met_but_for_stalls():
-    """A tenth of these un-graphed rows hold host stalls of up to 3 ms; the rest is within 25 %."""
+    """A fourteenth of these un-graphed rows holds host stalls of up to 3 ms; of the rest 90 % are within 15 %."""
     table = sampled("a100_sxm/vllm-0.14.0/generation_mla")
     (family, part), *_ = families_of(table)
     predicted, measured = out_of_fold(family, part), part.seconds()
     errors = predicted / measured - 1
-    assert np.median(np.abs(errors)) <= 0.10
+    assert np.median(np.abs(errors)) <= 0.05
     stalled = errors < -0.25
-    assert 0.08 < stalled.mean() < 0.16
-    assert np.quantile(np.abs(errors[~stalled]), 0.9) <= 0.25
+    assert 0.04 < stalled.mean() < 0.10
+    assert np.quantile(np.abs(errors[~stalled]), 0.9) <= 0.15
 
 
 @pytest.mark.reference
