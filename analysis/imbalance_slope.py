@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.readers import read_measurements
-from calibration.readers.steps import routing_of, step_run
+from calibration.readers.measured import split_runs
 from calibration.schema import Measurement
 from calibration.validation import predict_run
 from moesim.cli.output import print_json, print_table
@@ -59,16 +59,14 @@ def read_points(paths: Iterable[Path]) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = defaultdict(list)
     for path in paths:
         for item in read_measurements(path):
-            if item.flags.get("forced_routing") and _IMBALANCE in item.values and routing_of(item) is not None:
+            if item.flags.get("forced_routing") and _IMBALANCE in item.values:
                 _add_point(found, item)
     return dict(found)
 
 
 def _add_point(found: dict[str, list[Point]], item: Measurement) -> None:
-    run = step_run(item) if item.kind in ("decode_step", "prefill_step", "mixed_step") else ""
-    if isinstance(run, str):
-        return
-    answer = predict_run(run)
+    runs, _ = split_runs([item])
+    answer = predict_run(runs[0]) if runs and runs[0].step is not None else ""
     if isinstance(answer, str):
         return
     rows = {row.metric: row for row in answer[1]}

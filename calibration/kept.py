@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Generic, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,36 +23,50 @@ import moesim.network
 from calibration.parameter_file import write_file
 from moesim.specs.loading import config_root
 
-FloatArray = NDArray[np.float64]
-_PARTS = ("logs", "slopes")
+Arrays = tuple[NDArray[np.float64], ...]
+T = TypeVar("T")
+_TORN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError)
 
 
-def kept_linearisation(
-    state: Path | None, question: bytes, make: Callable[[], tuple[FloatArray, FloatArray]]
-) -> tuple[FloatArray, FloatArray]:
-    """(logs, slopes) of `question` from the folder, or made and kept there; without a folder simply made.
+@dataclass(frozen=True, slots=True)
+class Form(Generic[T]):
+    """How an answer lies in a file: what its name ends with, and both ways between it and bytes.
 
-    An answer of another version of the program, or a file that cannot be read whole, is made again.
+    `decode` raises one of `_TORN` for bytes that are not whole.
+    """
+
+    suffix: str
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
+
+
+def kept_answer(state: Path | None, question: Callable[[], bytes], form: Form[T], make: Callable[[], T]) -> T:
+    """The answer to `question` from the folder, or made and kept there; without a folder simply made.
+
+    `question`: everything that the answer depends on. A file that cannot be read whole is made again.
     """
     if state is None:
         return make()
-    path = state / f"{hashlib.sha256(program_digest() + question).hexdigest()[:32]}.npz"
-    known = _read(path)
-    if known is not None:
-        return known
+    path = state / f"{hashlib.sha256(question()).hexdigest()[:32]}.{form.suffix}"
+    with contextlib.suppress(*_TORN):
+        return form.decode(path.read_bytes())
     made = make()
-    content = io.BytesIO()
-    np.savez(content, **dict(zip(_PARTS, made, strict=True)))
-    write_file(path, content.getvalue())
+    write_file(path, form.encode(made))
     return made
 
 
-def _read(path: Path) -> tuple[FloatArray, FloatArray] | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            return kept["logs"], kept["slopes"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _to_npz(arrays: Arrays) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, *arrays)
+    return content.getvalue()
+
+
+def _from_npz(content: bytes) -> Arrays:
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+        return tuple(kept[name] for name in kept.files)
+
+
+ARRAYS = Form("npz", _to_npz, _from_npz)
 
 
 @cache

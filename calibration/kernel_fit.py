@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 
 from calibration.concurrently import answers_of
 from calibration.fitting import Estimate
-from calibration.kept import formulas_digest
+from calibration.kept import Form, formulas_digest, kept_answer
 from calibration.kernels.families import Family, fit_family, shape_folds
 from calibration.kernels.registry import families_of
 from calibration.kernels.tables import KernelTable, read_table
-from calibration.parameter_file import write_file
 from calibration.run_fit import Progress
+from calibration.sources import hash_file
 from moesim.specs.parameters import KernelConstants, Parameter, ParameterSet
 
 _BENCH_LOG_SD = 0.08
@@ -40,6 +39,9 @@ class FamilyFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def values(self) -> dict[str, float]:
         """Estimates by name."""
         return {item.name: item.value for item in self.estimates}
+
+
+_FITS = Form("json", msgspec.json.encode, msgspec.json.Decoder(list[FamilyFit]).decode)
 
 
 class KernelFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,20 +87,15 @@ def fit_table(path: Path, state: Path | None = None, without: tuple[int, int] | 
         without: (fold, folds): leave the shapes of one fold out.
     """
     table = read_table(path)
-    kept = state / f"{_digest(path, table, without)}.json" if state else None
-    if kept is not None and kept.is_file():
-        return list(msgspec.json.decode(kept.read_bytes(), type=tuple[FamilyFit, ...]))
-    fits = [_fit(table, family, part, without) for family, part in families_of(table)]
-    if kept is not None:
-        write_file(kept, msgspec.json.encode(fits).decode())
-    return fits
+    families = families_of(table)
 
+    def question() -> bytes:
+        told_apart = [(family.name, len(part)) for family, part in families]
+        return repr((hash_file(path), told_apart, without, formulas_digest())).encode()
 
-def _digest(path: Path, table: KernelTable, without: tuple[int, int] | None) -> str:
-    """What a fit depends on: the file's content, the families that its rows are told apart into, and the formulas."""
-    families = [(family.name, len(part)) for family, part in families_of(table)]
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return hashlib.sha256(repr((content, families, without, formulas_digest())).encode()).hexdigest()[:32]
+    return kept_answer(
+        state, question, _FITS, lambda: [_fit(table, family, part, without) for family, part in families]
+    )
 
 
 def _fit(table: KernelTable, family: Family, part: KernelTable, without: tuple[int, int] | None) -> FamilyFit:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.operators import StepOperators
-from moesim.costs.step import alike, host_seconds, total_s
+from moesim.costs.step import alike, host_seconds
 from moesim.engine.group import Segment, StepLog
 
 FloatArray = NDArray[np.float64]
@@ -95,9 +95,9 @@ def replay_seconds(
     layout = operators.layout
     groups = np.clip(table.rank_decodes + table.chunks, 1, layout.deployment.pipeline_parallel_size)
     independent = alike(layout, table.group_tokens, -(-table.prompt_tokens // groups))
-    gpu_s = np.interp(table.tokens, operators.token_grid, total_s(operators.token)) + sampled_seconds(operators, table)
+    gpu_s = np.interp(table.tokens, operators.token_grid, operators.token_s) + sampled_seconds(operators, table)
     grid, read_s = operators.group_grid, operators.weights_s
-    gpu_s = gpu_s + np.interp(table.group_tokens, grid, total_s(operators.routed))
+    gpu_s = gpu_s + np.interp(table.group_tokens, grid, operators.routed_s)
     gpu_s = gpu_s + np.interp(independent, grid, read_s) - np.interp(table.group_tokens, grid, read_s)
     gpu_s = gpu_s + attention_s / groups
     if not host:
@@ -110,7 +110,7 @@ def replay_seconds(
 
 def sampled_seconds(operators: StepOperators, table: StepTable) -> FloatArray:
     """GPU seconds of head and sampling in one step of every segment [segments]."""
-    return np.interp(table.rows, operators.row_grid, total_s(operators.row)) * (table.rows > 0)
+    return np.interp(table.rows, operators.row_grid, operators.row_s) * (table.rows > 0)
 
 
 def host_seconds_of(operators: StepOperators, table: StepTable) -> tuple[FloatArray, FloatArray]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.concurrently import answers_of
 from calibration.fitting import FitResult, FreeParameter, fit, pseudo_huber
-from calibration.kept import kept_linearisation
+from calibration.kept import ARRAYS, kept_answer, program_digest
 from calibration.metrics import METRICS
 from calibration.rejection import reason_to_reject
 from calibration.runs import MeasuredRun, StepPoint
@@ -84,9 +84,15 @@ def linearise(
 
     `state`: folder that keeps answers, for a fit that goes on where it was interrupted.
     """
-    asked = [(run.request, run.site, run.layers, run.step) for run in observations.runs]
-    question = msgspec.json.encode((parameters, columns, asked, observations.index)) if state else b""
-    return kept_linearisation(state, question, lambda: _simulated(observations, parameters, columns, jobs, progress))
+
+    def question() -> bytes:
+        asked = [(run.request, run.site, run.layers, run.step) for run in observations.runs]
+        return program_digest() + msgspec.json.encode((parameters, columns, asked, observations.index))
+
+    logs, slopes = kept_answer(
+        state, question, ARRAYS, lambda: _simulated(observations, parameters, columns, jobs, progress)
+    )
+    return logs, slopes
 
 
 def _simulated(

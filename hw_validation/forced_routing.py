@@ -17,7 +17,10 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moesim.errors import InputError
+from moesim.routing.imbalance import gini, max_over_mean
 
 if TYPE_CHECKING:
     import torch
@@ -165,29 +168,17 @@ def summarize_counts(by_rank: list[list[list[int]]], expert_ranks: int) -> dict[
     The most loaded expert over the mean, the Gini index, and with several expert-parallel ranks, each of which holds
     a run of neighbouring experts, the most loaded rank over the mean.
     """
-    layers = [[sum(column) for column in zip(*layer, strict=True)] for layer in zip(*by_rank, strict=True)]
-    layers = [layer for layer in layers if sum(layer)]
-    if not layers:
+    counts = np.array(by_rank, dtype=float)
+    if not counts.sum():
         return {}
+    loads = counts.sum(axis=0)
+    loads = loads[loads.sum(axis=1) > 0]
     values: dict[str, float | None] = {
-        "routed_max_over_mean": _mean([max(layer) * len(layer) / sum(layer) for layer in layers]),
-        "routed_gini": _mean([_gini(layer) for layer in layers]),
-        "routed_experts_mean": _mean([sum(count > 0 for count in layer) for layer in layers]),
+        "routed_max_over_mean": float(max_over_mean(loads).mean()),
+        "routed_gini": float(gini(loads).mean()),
+        "routed_experts_mean": float((loads > 0).sum(axis=1).mean()),
     }
     if expert_ranks > 1:
-        values["routed_rank_max_over_mean"] = _mean([_fullest_rank(layer, expert_ranks) for layer in layers])
+        held = np.add.reduceat(loads, np.arange(0, loads.shape[1], -(-loads.shape[1] // expert_ranks)), axis=1)
+        values["routed_rank_max_over_mean"] = float((held.max(axis=1) * expert_ranks / loads.sum(axis=1)).mean())
     return values
-
-
-def _fullest_rank(loads: list[int], ranks: int) -> float:
-    each = -(-len(loads) // ranks)
-    return max(sum(loads[first : first + each]) for first in range(0, len(loads), each)) * ranks / sum(loads)
-
-
-def _gini(loads: list[int]) -> float:
-    ordered, count = sorted(loads), len(loads)
-    return 2 * sum(place * load for place, load in enumerate(ordered, 1)) / (count * sum(loads)) - (count + 1) / count
-
-
-def _mean(values: list[float] | list[int]) -> float:
-    return sum(values) / len(values)

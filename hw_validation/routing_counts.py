@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.routing.imbalance import gini, max_over_mean
+
 
 class RoutingCounts(NamedTuple):
     """Means over steps and layers, and one row a layer: (distinct experts, most loaded over mean, Gini)."""
@@ -29,10 +31,9 @@ def summarize_routing(routed: Sequence[NDArray[np.integer]], num_steps: int, num
     _, steps, layers, _ = tail.shape
     place = (np.arange(steps)[:, None] * layers + np.arange(layers))[None, :, :, None]
     counts = np.bincount((place * num_experts + tail).ravel(), minlength=steps * layers * num_experts)
-    loads = counts.reshape(steps, layers, num_experts)
+    loads = counts.reshape(steps, layers, num_experts).astype(float)
     distinct = (loads > 0).sum(axis=2)
-    maximum = loads.max(axis=2) / loads.mean(axis=2)
-    ginis = _gini(loads)
+    maximum, ginis = max_over_mean(loads), gini(loads)
     rows = [
         (float(np.round(a, 3)), float(np.round(b, 3)), float(np.round(c, 4)))
         for a, b, c in zip(distinct.mean(axis=0), maximum.mean(axis=0), ginis.mean(axis=0), strict=True)
@@ -42,16 +43,8 @@ def summarize_routing(routed: Sequence[NDArray[np.integer]], num_steps: int, num
         "distinct_experts_mean": float(distinct.mean()),
         "routed_max_over_mean": float(maximum.mean()),
         "routed_gini": float(ginis.mean()),
-        "routed_total_gini": float(_gini(total).mean()),
-        "routed_total_max_over_mean": float((total.max(axis=1) / total.mean(axis=1)).mean()),
+        "routed_total_gini": float(gini(total).mean()),
+        "routed_total_max_over_mean": float(max_over_mean(total).mean()),
         "routed_steps": float(steps),
     }
     return RoutingCounts(values, rows)
-
-
-def _gini(loads: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gini index over the last axis."""
-    ordered = np.sort(loads, axis=-1)
-    count = ordered.shape[-1]
-    rank = np.arange(1, count + 1)
-    return 2 * (rank * ordered).sum(axis=-1) / (count * ordered.sum(axis=-1)) - (count + 1) / count

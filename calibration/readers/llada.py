@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from calibration.readers.words import site_of
 from calibration.schema import Hardware, Measurement, Provenance, Software, check_measurement
 from calibration.sources import LIMITS, Limits, check_number, hash_file, read_json
 from moesim.errors import InputError
@@ -15,8 +16,6 @@ SCHEMA = "moesim.llada/1"
 _CODE = "moesim"
 """The program that writes such documents, in the simulator's words (`moesim.specs.scenario.DenoisingCode`)."""
 
-
-_SITE_CHARS = 8
 _TORCH_NORM = "torch_norm"
 """Flag of documents from before the engine had a norm kernel of its own: replayed that costs 2 % of a forward."""
 
@@ -144,7 +143,7 @@ def _to_measurement(run: _Run, place: str, source: Provenance, flags: tuple[str,
         values=_values(run, place),
         tables={"repeats": run.repeats} | ({"expert_loads": [run.expert_loads]} if run.expert_loads else {}),
         labels=(*flags, *_labels(run, flags)),
-        site=str(run.environment.get("machine_start", ""))[:_SITE_CHARS],
+        site=site_of(run.environment),
         configuration=f"{run.model} on {parallel.ranks}: {settings.configuration}",
         provenance=source,
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from calibration.readers.words import engine_words
+from calibration.readers.words import engine_words, site_of
 from calibration.schema import Hardware, Kind, Measurement, Provenance, Software, check_measurement
 from calibration.sources import LIMITS, Limits, hash_file, read_lines
 from moesim.errors import InputError
@@ -23,7 +23,6 @@ _LINE_BYTES = 64 << 20
 """A record holds every step of its run in one line."""
 _REQUEST_WORDS = frozenset(field.name for field in msgspec.structs.fields(Request))
 _COLLECTIVES = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "custom_all_reduce"})
-_SITE_CHARS = 8
 """A machine start is named by the first characters of its boot id."""
 _KINDS: dict[str, Kind] = {
     "environment": "machine",
@@ -112,7 +111,7 @@ def _to_measurement(record: _Record, place: str, source: Provenance) -> Measurem
         values={name: value for name, value in record.values.items() if value is not None},
         steps=record.steps,
         tables=record.tables,
-        site=str(setup.environment.get("machine_start", ""))[:_SITE_CHARS],
+        site=site_of(setup.environment),
         provenance=msgspec.structs.replace(source, place=record.key, date=record.date),
     )
     return check_measurement(item, place)

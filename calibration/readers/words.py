@@ -38,7 +38,13 @@ _VALUES = {
     "total_tokens_per_s": "total_tok_per_s",
     "duration_s": "elapsed_s",
 }
+_SITE_CHARS = 8
 _STATISTICS = re.compile(r"^(ttft|tpot|itl|e2e)_(mean|median|p50|p90|p99)_ms$")
+
+
+def site_of(environment: Mapping[str, Any]) -> str:
+    """The machine that a record was made on: the first characters of its start; '' where it names none."""
+    return str(environment.get("machine_start", ""))[:_SITE_CHARS]
 
 
 def engine_words(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,9 @@ class StepOperators:
 
     `token` [token_grid]: what depends on a rank's tokens; `routed` [token_grid]: routed experts, and the gathering of
     their tokens, by the mean rank's tokens; `row` [row_grid]: head and sampling by sampled rows.
-    `routed_deviation_s` [token_grid]: spread of the routed experts of a whole step. `padded[t]`: the captured size that
-    `t` tokens run as (absent above the largest).
+    `token_s`, `routed_s`, `row_s`: their seconds together. `weights_s` [token_grid]: time of the routed experts for
+    reading weights. `routed_deviation_s` [token_grid]: spread of the routed experts of a whole step. `padded[t]`: the
+    captured size that `t` tokens run as (absent above the largest).
     """
 
     layout: Layout
@@ -48,10 +50,14 @@ class StepOperators:
     padded: list[int]
     token_grid: IntArray
     token: dict[str, OperatorCost]
+    token_s: FloatArray
     routed: dict[str, OperatorCost]
+    routed_s: FloatArray
     routed_deviation_s: FloatArray
+    weights_s: FloatArray
     row_grid: IntArray
     row: dict[str, OperatorCost]
+    row_s: FloatArray
 
     @property
     def launches(self) -> float:
@@ -63,18 +69,6 @@ class StepOperators:
     def group_grid(self) -> IntArray:
         """Tokens of all ranks that step together, at each point of the grid."""
         return self.token_grid * self.layout.deployment.lockstep_ranks
-
-    @property
-    def weights_s(self) -> FloatArray:
-        """Time of the routed experts for reading weights [token_grid].
-
-        It stops growing when every expert has five tokens on average: what grows beyond is the traffic of activations,
-        which does not depend on how alike tokens are.
-        """
-        moe, memory_s = self.layout.model.moe, self.routed["routed experts"].memory_s
-        if moe is None:
-            return memory_s
-        return np.minimum(memory_s, np.interp(touching_all(self.layout, moe), self.token_grid, memory_s))
 
     def run_size(self, tokens: int) -> int:
         """Tokens that a step really computes: padded to the next captured graph, if there is one."""
@@ -95,18 +89,43 @@ def step_operators(layout: Layout, largest_tokens: int, largest_rows: int, take:
     grid, rows = token_grid(captured, largest_tokens), token_grid((), largest_rows)
     tokens = grid.astype(float)
     layers = layout.model.num_moe_layers
-    routed: RoutedCost = take("routed experts", lambda: routed_experts(layout, grid * layout.deployment.lockstep_ranks))
+    experts: RoutedCost = take(
+        "routed experts", lambda: routed_experts(layout, grid * layout.deployment.lockstep_ranks)
+    )
+    slowest = experts.slowest.times(layers)
+    token = rank_operators(layout, tokens, take)
+    routed = {"routed experts": slowest, **gathered_operators(layout, tokens, take)}
+    row = sampled_operators(layout, rows.astype(float), take)
     return StepOperators(
         layout=layout,
         attention=take("attention", lambda: attention_coefficients(layout)),
         padded=_padding(captured, largest_tokens),
         token_grid=grid,
-        token=rank_operators(layout, tokens, take),
-        routed={"routed experts": routed.slowest.times(layers), **gathered_operators(layout, tokens, take)},
-        routed_deviation_s=routed.deviation_s * np.sqrt(max(layers, 1)),
+        token=token,
+        token_s=_total_s(token),
+        routed=routed,
+        routed_s=_total_s(routed),
+        routed_deviation_s=experts.deviation_s * np.sqrt(max(layers, 1)),
+        weights_s=_weights_s(layout, tokens, slowest.memory_s),
         row_grid=rows,
-        row=sampled_operators(layout, rows.astype(float), take),
+        row=row,
+        row_s=_total_s(row),
     )
+
+
+def _total_s(operators: dict[str, OperatorCost]) -> FloatArray:
+    return reduce(np.add, (cost.seconds for cost in operators.values()))
+
+
+def _weights_s(layout: Layout, tokens: FloatArray, memory_s: FloatArray) -> FloatArray:
+    """Time for reading weights, which stops growing when every expert has five tokens on average.
+
+    What grows beyond is the traffic of activations, which does not depend on how alike tokens are.
+    """
+    moe = layout.model.moe
+    if moe is None:
+        return memory_s
+    return np.minimum(memory_s, np.interp(touching_all(layout, moe), tokens, memory_s))
 
 
 def rank_operators(layout: Layout, tokens: FloatArray, take: Take = evaluate) -> dict[str, OperatorCost]:

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.attention import AttentionCoefficients
-from moesim.costs.kernels import OperatorCost
 from moesim.costs.layout import Layout
 from moesim.costs.operators import StepOperators, step_operators
 
@@ -130,11 +128,11 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         layout=layout,
         attention=operators.attention,
         operators=operators,
-        token_s=np.interp(dense, grid, total_s(operators.token)).tolist(),
-        routed_s=np.interp(group, grid, total_s(operators.routed)).tolist(),
+        token_s=np.interp(dense, grid, operators.token_s).tolist(),
+        routed_s=np.interp(group, grid, operators.routed_s).tolist(),
         routed_memory_s=np.interp(group, grid, operators.weights_s).tolist(),
         routed_sd_s=np.interp(group, grid, operators.routed_deviation_s).tolist(),
-        head_s=np.interp(np.arange(largest_rows + 1), rows, total_s(operators.row)).tolist(),
+        head_s=np.interp(np.arange(largest_rows + 1), rows, operators.row_s).tolist(),
         launches=operators.launches,
         noise=noise,
         noise_list=noise.tolist(),
@@ -142,8 +140,3 @@ def build_step_model(layout: Layout, largest_tokens: int, largest_rows: int) -> 
         known_prefills={},
         decode_tables={},
     )
-
-
-def total_s(operators: dict[str, OperatorCost]) -> FloatArray:
-    """Seconds of all operators together, at each point of their grid."""
-    return reduce(np.add, (cost.seconds for cost in operators.values()))

@@ -380,13 +380,13 @@ def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: s
     A set of the asked `version` is preferred, then the one without a version of its own (the reference). Sets of an
     accelerator are called ACCELERATOR-ENGINE or ACCELERATOR-ENGINE-VERSION, so that only these are read.
     """
-    folder = config_root() / "parameters"
-    names = [path.stem for path in sorted(folder.glob(f"{accelerator.name}-{engine}*.yaml"))]
-    exact = [item for item in map(read_set, names) if accelerator.name in item.accelerators and item.engine == engine]
+    exact = [item for item in _sets_of(engine, accelerator.name) if accelerator.name in item.accelerators]
     exact.sort(key=lambda item: (item.engine_version != version, item.engine_version != ""))
     if exact:
         return exact[0]
-    if engine == _DIFFUSION_ENGINE and (others := _of_vendor(accelerator.vendor, engine)):
+    if engine == _DIFFUSION_ENGINE and (
+        others := [item for item in _sets_of(engine) if item.vendor == accelerator.vendor]
+    ):
         return min(others, key=lambda item: _distance(accelerator, get_hardware(item.accelerators[0])))
     return select_parameters(accelerator, "vllm") if engine != "vllm" else read_set(f"prior-{accelerator.vendor}")
 
@@ -394,10 +394,10 @@ def select_parameters(accelerator: Accelerator, engine: str = "vllm", version: s
 _DIFFUSION_ENGINE = "llada"
 
 
-def _of_vendor(vendor: str, engine: str) -> list[ParameterSet]:
-    """Shipped sets of an engine on any accelerator of the vendor, by name."""
-    names = [path.stem for path in sorted((config_root() / "parameters").glob(f"*-{engine}*.yaml"))]
-    return [item for item in map(read_set, names) if item.vendor == vendor and item.engine == engine]
+def _sets_of(engine: str, accelerator: str = "*") -> list[ParameterSet]:
+    """Shipped sets of an engine, by name; only files whose name begins with the accelerator's are read."""
+    names = [path.stem for path in sorted((config_root() / "parameters").glob(f"{accelerator}-{engine}*.yaml"))]
+    return [item for item in map(read_set, names) if item.engine == engine]
 
 
 def _distance(one: Accelerator, other: Accelerator) -> float:
