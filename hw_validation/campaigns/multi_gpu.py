@@ -1,7 +1,8 @@
 """What a campaign on 2, 4 or 8 GPUs of a machine runs: collectives, then models split over the GPUs in several ways.
 
-Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first. Models are small enough for
-two GPUs of 80 GB. Sweeps of one GPU on the same machine are there to compare with.
+Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first, and on more than two GPUs
+`hybrid`: replicas of two GPUs each. Models are small enough for two GPUs of 80 GB. Sweeps of one GPU on the same
+machine are there to compare with.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ def make_campaigns(ranks: int) -> dict[str, tuple[Job, ...]]:
         _over(ranks, _collectives()),
     )
     named = {"first": first, "second": second, "third": third, "fourth": fourth}
+    if ranks > 2:
+        pairs = f"--tensor-parallel-size 2 --data-parallel-size {ranks // 2} --enable-expert-parallel"
+        named["hybrid"] = (
+            _split(ranks, "mixtral-pairs-ep", 130, f"{_MIXTRAL} {pairs} --sections {_PARALLEL}"),
+            _split(ranks, "qwen-pairs-ep", 130, f"{_QWEN} {pairs} --sections {_PARALLEL}"),
+        )
     return {f"{ranks}gpus-{name}": jobs for name, jobs in named.items()}
 
 

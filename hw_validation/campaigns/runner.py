@@ -29,6 +29,7 @@ from hw_validation.campaigns.jobs import Job
 from hw_validation.campaigns.multi_gpu import CAMPAIGNS as SEVERAL_GPUS
 from hw_validation.environment import query_gpu
 from hw_validation.standby import go_line
+from moesim.errors import InputError
 
 CAMPAIGNS = ONE_GPU | SEVERAL_GPUS
 _GRACE_S = 8.0
@@ -160,20 +161,40 @@ def shown_lines(log: Path) -> Iterator[str]:
             yield line[:300]
 
 
+def select_jobs(campaigns: list[str], only: list[str]) -> tuple[Job, ...]:
+    """The campaigns' jobs one after the other, or those named by `only` in its order (the first of each name).
+
+    Raises:
+        InputError: No campaign given has a job of that name.
+    """
+    jobs = tuple(job for campaign in campaigns for job in CAMPAIGNS[campaign])
+    by_name = {job.name: job for job in reversed(jobs)}
+    unknown = [name for name in only if name not in by_name]
+    if unknown:
+        raise InputError(f"--only: no job {unknown[0]!r} in {', '.join(campaigns)} (it has {', '.join(by_name)})")
+    return tuple(by_name[name] for name in only) if only else jobs
+
+
+def _names() -> str:
+    return f"one or more of {', '.join(sorted(CAMPAIGNS))}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("campaign", choices=sorted(CAMPAIGNS))
+    parser.add_argument("campaigns", choices=sorted(CAMPAIGNS), nargs="+", metavar="CAMPAIGN", help=_names())
     parser.add_argument("--out", type=Path, required=True, help="folder for compressed records and the log")
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/moesim-campaign"), help="folder for files in the making"
     )
     parser.add_argument("--seconds", type=float, required=True, help="everything ends within this time")
-    parser.add_argument("--only", default="", help="names of jobs, separated by commas (all)")
+    parser.add_argument("--only", default="", help="names of jobs in the order to run them, separated by commas (all)")
     options = parser.parse_args(arguments)
-    wanted = {name for name in options.only.split(",") if name}
-    jobs = tuple(job for job in CAMPAIGNS[options.campaign] if not wanted or job.name in wanted)
-    work = options.work / options.campaign
+    try:
+        jobs = select_jobs(options.campaigns, [name for name in options.only.split(",") if name])
+    except InputError as error:
+        parser.error(str(error))
+    work = options.work / "+".join(options.campaigns)
     Campaign(options.out, work, time.monotonic() + options.seconds).run(jobs)
     for log in sorted(work.glob("*.log")):
         print(f"--- {log.stem}")

@@ -11,11 +11,12 @@ import pytest
 
 from hw_validation import micro, micro_collectives, serving, step_counters, vllm_sweep
 from hw_validation.campaigns.jobs import Job
-from hw_validation.campaigns.runner import CAMPAIGNS, Campaign
+from hw_validation.campaigns.runner import CAMPAIGNS, Campaign, select_jobs
 from hw_validation.llada.cli import build_parser, chosen
 from hw_validation.llada.settings import RunSettings
 from hw_validation.plan import SECTIONS
 from hw_validation.standby import go_line, wait_for_go
+from moesim.errors import InputError
 
 PARSERS = {
     "hw_validation.vllm_sweep": vllm_sweep._parser,
@@ -109,6 +110,14 @@ def test_fallback_runs_only_after_a_failure_without_records(stub: Path) -> None:
 def test_without_time_nothing_is_started(stub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(stub, (job("a", "fine"),), seconds=20.0) == ["log.txt.gz"]
     assert "a: no time left" in capsys.readouterr().out
+
+
+def test_named_jobs_of_several_campaigns_run_in_the_order_of_their_naming() -> None:
+    chosen_jobs = select_jobs(["4gpus-first", "4gpus-hybrid"], ["mixtral-pairs-ep", "collectives"])
+    assert [job.name for job in chosen_jobs] == ["mixtral-pairs-ep", "collectives"]
+    assert select_jobs(["4gpus-hybrid"], []) == CAMPAIGNS["4gpus-hybrid"]
+    with pytest.raises(InputError, match="no job 'qwen-one' in 4gpus-hybrid"):
+        select_jobs(["4gpus-hybrid"], ["qwen-one"])
 
 
 @pytest.mark.parametrize("name", sorted(CAMPAIGNS))
