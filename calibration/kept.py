@@ -80,10 +80,9 @@ def program_digest() -> bytes:
 
 @cache
 def formulas_digest() -> bytes:
-    """Of the source that a fit of kernel tables depends on."""
-    return _digest_of(
-        [path for package in (calibration.kernels, moesim.costs, moesim.network) for path in _sources(package)]
-    )
+    """Of the source that a fit of kernel tables depends on, and of the tiles that libraries ship."""
+    sources = [path for package in (calibration.kernels, moesim.costs, moesim.network) for path in _sources(package)]
+    return _digest_of([*sources, *sorted((config_root() / "kernels").glob("*.yaml"))])
 
 
 def _sources(package: ModuleType) -> list[Path]:

@@ -21,6 +21,7 @@ MACHINE_CONSTANTS = (
     "host_launch_s",
     "host_layer_s",
     "host_uncaptured_s",
+    "host_exchange_s",
     "host_piece_s",
     "graph_replay_s",
     "host_eager_op_s",

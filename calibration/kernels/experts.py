@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from calibration.kernels.benchmark_loads import Distribution, measured_rank_loads
 from calibration.kernels.families import Family
 from calibration.kernels.tables import KernelTable
-from moesim.costs.grouped_gemm import KERNELS, ExpertLoad, ExpertShape, FusedKernel, block_rows, fused_experts
+from moesim.costs.grouped_gemm import KERNELS, ExpertLoad, ExpertShape, FusedKernel, Tiling, fused_experts, tiling
+from moesim.costs.triton_tiles import shipped_tiles
 from moesim.errors import InputError, nearest
 from moesim.specs.dtypes import Dtype, get_dtype
 from moesim.specs.parameters import EXPERTS_FIELDS
@@ -194,17 +195,36 @@ def _prepare(table: KernelTable, kernel: FusedKernel) -> _Prepared:
     if version < (0, 17) and kernel.name == "bf16":
         kernel = replace(kernel, block_rule="experts")
         tuned = np.array([pair in _TUNED_A100 for pair in zip(local.tolist(), width.tolist(), strict=True)])
-    load = _expert_load(table, sizes, _blocks(kernel, sizes, local, tuned), version)
+    tiles = _tiling(table, kernel, sizes, local, width, tuned)
+    load = _expert_load(table, sizes, tiles, version)
     up = np.where(_ungated(sizes) & (version >= (0, 24)), 1.0, 2.0)
     return _Prepared(kernel, load, ExpertShape(sizes["hidden_size"], width, up), _dtype(table), tuned)
 
 
-def _blocks(
-    kernel: FusedKernel, sizes: Mapping[str, FloatArray], local: FloatArray, tuned: NDArray[np.bool_]
-) -> FloatArray:
-    per_expert = sizes["num_tokens"] * sizes["topk"] / sizes["num_experts"]
-    block = block_rows(kernel.block_rule, sizes["num_tokens"], per_expert, local)
-    return np.where(tuned, block_rows("mean", sizes["num_tokens"], per_expert, local), block)
+def _tiling(
+    table: KernelTable,
+    kernel: FusedKernel,
+    sizes: Mapping[str, FloatArray],
+    local: FloatArray,
+    width: FloatArray,
+    tuned: NDArray[np.bool_],
+) -> Tiling:
+    """Tiles of every row: the library's table for its shape, where there is one and it is known, else its rule.
+
+    `tuned`: rows of shapes for which an older library had a table that is not known, taken for the best tiles.
+    """
+    tokens, per_expert = sizes["num_tokens"], sizes["num_tokens"] * sizes["topk"] / sizes["num_experts"]
+    found = tiling(kernel.block_rule, tokens, per_expert, local)
+    mean = tiling("mean", tokens, per_expert, local)
+    fields = {name: np.where(tuned, getattr(mean, name), getattr(found, name)) for name in ("rows", "columns", "groups")}
+    if kernel.name != "bf16" or kernel.block_rule != "tokens":
+        return Tiling(**fields)
+    for experts, wide in np.unique(np.stack([local, width], axis=1), axis=0).tolist():
+        shipped = shipped_tiles(table.accelerator.name, int(experts), int(wide))
+        if shipped is not None:
+            at = (local == experts) & (width == wide)
+            fields["rows"][at], fields["columns"][at], fields["groups"][at] = shipped.at(tokens[at])
+    return Tiling(**fields)
 
 
 def _ungated(sizes: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
@@ -259,14 +279,14 @@ class _Counted:
 
 
 def _expert_load(
-    table: KernelTable, sizes: Mapping[str, FloatArray], block: FloatArray, version: tuple[int, int]
+    table: KernelTable, sizes: Mapping[str, FloatArray], tiles: Tiling, version: tuple[int, int]
 ) -> ExpertLoad:
     """Loads of the measured rank: means over the draws of distinct experts, rows and tiles."""
     kinds = {str(name): _distribution(table, str(name), version) for name in np.unique(table.text("distribution"))}
     keys = zip(
         *(sizes[name].astype(int).tolist() for name in ("num_tokens", "num_experts", "topk", "moe_ep_size")),
         table.text("distribution").tolist(),
-        block.astype(int).tolist(),
+        tiles.rows.astype(int).tolist(),
         strict=True,
     )
     cache: dict[tuple[int, int, int, int, str, int], _Counted] = {}
@@ -277,7 +297,7 @@ def _expert_load(
         distinct=np.array([item.distinct for item in counted]),
         rows=np.array([item.rows for item in counted]),
         tiles=np.array([item.tiles for item in counted]),
-        block_rows=block,
+        tiling=tiles,
         global_experts=sizes["num_experts"],
     )
 

@@ -5,6 +5,8 @@ All functions take `tokens` [steps] (new tokens on one rank) and return costs of
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -127,5 +129,11 @@ def head(layout: Layout, rows: FloatArray) -> OperatorCost:
 
 
 def sampling(layout: Layout, rows: FloatArray) -> OperatorCost:
-    """Sampling from fp32 logits: conversion, scaling and arg-max or top-p read them about four times."""
-    return layout.rates.kernel("elementwise", rows * layout.model.vocab_size * 16.0, 0 * rows, launches=4.0)
+    """Sampling from fp32 logits: a dozen small kernels, and passes over all logits.
+
+    vLLM's sampler moves 10 bytes a logit when greedy (conversion, arg-max) and 46 at random (conversion 6, temperature
+    8, softmax 12, exponential draws 4, division 12, arg-max 4); top-k and top-p, which sort, are left out.
+    """
+    moved = rows * layout.model.vocab_size * layout.parameters["sampling_logit_bytes"]
+    passes = layout.rates.kernel("elementwise", moved, 0 * rows, launches=4.0)
+    return replace(passes, launch_s=passes.launch_s + layout.parameters["sampling_s"])

@@ -14,8 +14,9 @@ from moesim.costs.grouped_gemm import (
     ExpertLoad,
     ExpertShape,
     FusedKernel,
-    block_rows,
+    Tiling,
     fused_experts,
+    tiling,
 )
 from moesim.costs.kernels import OperatorCost, from_parts, nothing
 from moesim.costs.layout import Layout
@@ -35,14 +36,14 @@ _ACTIVATION_BYTES = 2.0
 class RankLoads:
     """Per step size, layer draw and expert-parallel rank [steps, draws, ranks].
 
-    `distinct` experts touched, `rows` routed token slots, `tiles` after rounding each expert to blocks of
-    `block_rows` [steps, 1, 1]. `destinations`: mean number of other ranks that a token's experts lie on.
+    `distinct` experts touched, `rows` routed token slots, `tiles` after rounding each expert to the rows of a tile
+    (`tiling` [steps, 1, 1]). `destinations`: mean number of other ranks that a token's experts lie on.
     """
 
     distinct: FloatArray
     rows: FloatArray
     tiles: FloatArray
-    block_rows: FloatArray
+    tiling: Tiling
     destinations: float
 
 
@@ -61,13 +62,13 @@ def rank_loads(
     counts = _counts(bank, tokens, seed)
     physical = _draw_maps(bank, deployed_map(moe, routing, layout, layers, seed))
     slots, ranks = split_tokens(counts, physical), layout.num_ranks
-    sizes = np.array(tokens, dtype=float)
-    block = block_rows(rule, sizes, sizes * moe.top_k / moe.num_experts, moe.num_experts / ranks)[:, None, None]
+    sizes = np.array(tokens, dtype=float)[:, None, None]
+    tiles = tiling(rule, sizes, sizes * moe.top_k / moe.num_experts, moe.num_experts / ranks)
     return RankLoads(
         distinct=sum_slots((slots > 0.5).astype(float), ranks),
         rows=sum_slots(slots, ranks),
-        tiles=sum_slots(np.ceil(slots / block), ranks),
-        block_rows=block,
+        tiles=sum_slots(np.ceil(slots / tiles.rows), ranks),
+        tiling=tiles,
         destinations=_other_ranks(bank, physical, ranks, seed),
     )
 
@@ -161,7 +162,7 @@ def _fused(
         distinct=loads.distinct,
         rows=loads.rows,
         tiles=loads.tiles,
-        block_rows=loads.block_rows,
+        tiling=loads.tiling,
         global_experts=float(moe.num_experts),
     )
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size

@@ -3,9 +3,9 @@
     fixed_s (+ moe_sort_s) + product 1 + product 2 + elementwise bytes / (combine_efficiency x HBM bandwidth)
 
 Each grouped product is (memory^p + tiles^p)^(1/p). `memory`: the weights of the distinct experts that the tokens
-touch, and the routed rows in and out. `tiles`: sum over experts of ceil(rows / block_rows), times the column tiles,
-in waves over the compute units (half of a partly filled last wave is hidden by neighbours); a tile's time is as in
-`gemm`. The column tile is the best of four, the row block follows the library's rule (`FusedKernel.block_rule`).
+touch, as often as their row blocks fetch them (`_fetches`), and the routed rows in and out. `tiles`: sum over experts
+of ceil(rows / block rows), times the column tiles, in waves over the compute units (half of a partly filled last wave
+is hidden by neighbours); a tile's time is as in `gemm`. Tiles follow the library's rule (`tiling`).
 Left out: expert-to-expert differences within a wave, depth and stages of a tile (up to 1.3x), and the autotuning of
 FlashInfer.
 """
@@ -31,6 +31,8 @@ _COLUMN_TILES = (32.0, 64.0, 128.0, 256.0)
 _STEP = 64.0
 _CACHE_SHARE = 0.45
 """Share of the L2 cache that keeps weights between back-to-back calls (the rest holds activations)."""
+_RESIDENT = 1.0
+"""Tiles at work on a compute unit at a time (of 1, 2, 3 and many the one that the tables of the H200 agree with best)."""
 _SPARSE = 4.0
 """Below one routed slot per four experts vLLM skips the sort (its SPARSITY_FACTOR)."""
 
@@ -74,11 +76,22 @@ Marlin with int4; the gpt-oss Triton kernels with MXFP4; Marlin with MXFP4; Flas
 
 
 @dataclass(frozen=True, slots=True)
+class Tiling:
+    """Tiles of a grouped product: `rows`, `columns` (0: the best of four), and how many row blocks walk the columns
+    together (`groups`), so that they fetch a column's weights once.
+    """
+
+    rows: FloatArray
+    columns: FloatArray
+    groups: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertLoad:
     """What one rank's fused kernel is given; arrays broadcast to one shape.
 
     `tokens` in the call, `slots` = tokens x top-k on all ranks, and on this rank: `distinct` experts touched,
-    `rows` routed slots, `tiles` = sum over experts of ceil(rows / block), for blocks of `block_rows` rows.
+    `rows` routed slots, `tiles` = sum over experts of ceil(rows / rows of a tile), for tiles as in `tiling`.
     `global_experts`: experts of the layer on all ranks.
     """
 
@@ -87,7 +100,7 @@ class ExpertLoad:
     distinct: FloatArray
     rows: FloatArray
     tiles: FloatArray
-    block_rows: FloatArray
+    tiling: Tiling
     global_experts: FloatArray | float
 
 
@@ -100,28 +113,33 @@ class ExpertShape:
     up_products: FloatArray | float = 2.0
 
 
-def block_rows(
+def tiling(
     rule: BlockRule | TileTable, tokens: FloatArray, slots_per_expert: FloatArray, local_experts: FloatArray | float
-) -> FloatArray:
-    """Rows of a block.
+) -> Tiling:
+    """Tiles for calls of `tokens` tokens, which route `slots_per_expert` on average, with `local_experts` on the rank.
 
-    tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 up to 32, 96, 512 tokens and above).
-    experts: the default before (16 up to as many tokens as local experts, then 64). mean, mean64: the power of two
-    above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
-    than 0.9. full: always 128. A table of the library's tiles: its own.
+    tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 rows up to 32, 96, 512 tokens and above).
+    experts: the default before (16 rows up to as many tokens as local experts, then 64). mean, mean64: the power of
+    two above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
+    than 0.9. full: always 128. A table of the library's tiles: its own. Kernels of other kinds than Triton's take any
+    columns and share weights among row blocks.
     """
-    mean = np.maximum(slots_per_expert, 1e-9)
+    tokens, mean = np.asarray(tokens, dtype=float), np.maximum(slots_per_expert, 1e-9)
     if isinstance(rule, TileTable):
-        return rule.rows_at(tokens)
+        return Tiling(*rule.at(tokens))
     if rule == "tokens":
-        return np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+        rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+        return Tiling(rows, np.where(tokens <= 64, 64.0, 128.0), np.where(tokens // local_experts > 128, 16.0, 1.0))
     if rule == "experts":
-        return np.where(tokens <= local_experts, 16.0, 64.0)
+        few = tokens <= local_experts
+        return Tiling(np.where(few, 16.0, 64.0), np.where(few, 32.0, 64.0), np.where(few, 1.0, 8.0))
     if rule == "marlin":
-        return np.select([mean < 7.2, mean < 14.4, mean < 28.8], [8.0, 16.0, 32.0], 64.0)
-    if rule == "full":
-        return np.full_like(mean, 128.0)
-    return np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 64.0 if rule == "mean64" else 128.0)
+        rows = np.select([mean < 7.2, mean < 14.4, mean < 28.8], [8.0, 16.0, 32.0], 64.0)
+    elif rule == "full":
+        rows = np.full_like(mean, 128.0)
+    else:
+        rows = np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 64.0 if rule == "mean64" else 128.0)
+    return Tiling(rows, np.zeros_like(rows), np.full_like(rows, np.inf))
 
 
 def fused_experts(
@@ -151,9 +169,8 @@ def fused_experts(
     spill = 1.0 + constants[prefix + "spill_loss"] * _beyond_cache(load.tokens * hidden * ACTIVATION_BYTES, accelerator)
     if kernel.block_rule == "experts":
         spill = spill * np.where(tuned, 1.0, constants["moe_untuned_slowdown"])
-    columns = _column_tiles(kernel, load, tuned)
     parts = [
-        _product(load, inner, outer, weights * cold, (slow, spill), columns, dtype, accelerator, constants, kernel)
+        _product(load, inner, outer, weights * cold, (slow, spill), dtype, accelerator, constants, kernel)
         for inner, outer, weights, slow in (
             (hidden, up * width, load.distinct * expert_bytes * up, 1.0),
             (width, hidden, load.distinct * expert_bytes, _misaligned(width, constants, kernel)),
@@ -192,17 +209,18 @@ def _misaligned(width: FloatArray, constants: Constants, kernel: FusedKernel) ->
     return np.where(width % 16 > 0, constants["moe_misaligned_slowdown"], 1.0)
 
 
-def _column_tiles(kernel: FusedKernel, load: ExpertLoad, tuned: NDArray[np.bool_] | bool) -> list[FloatArray | float]:
-    """Candidate column tiles: fixed by vLLM's default configurations, free for other kernels.
+def _fetches(load: ExpertLoad, outer: FloatArray, weight_bytes: FloatArray, accelerator: Accelerator) -> FloatArray:
+    """How often the weights of an expert come from HBM in a product with `outer` columns, on average.
 
-    Tuned tables name theirs beside depths and stages that are not modelled, so the best one stands for them.
+    Every row block of an expert reads all its weights. Those at work at the same time read them once: the row blocks
+    that walk the columns together, or as many as fill the chip when a row block has few columns. Weights of an
+    expert that fit in the L2 cache are read once as well.
     """
-    if kernel.block_rule == "tokens":
-        return [np.where(load.tokens <= 64, 64.0, 128.0)]
-    if kernel.block_rule == "experts":
-        fixed = np.where(load.block_rows <= 16, 32.0, 64.0)
-        return [np.where(tuned, tile, fixed) for tile in _COLUMN_TILES]
-    return [*_COLUMN_TILES]
+    rows = load.tiles / np.maximum(load.distinct, 1e-9)
+    columns = np.where(load.tiling.columns > 0, load.tiling.columns, _COLUMN_TILES[-1])
+    at_work = _RESIDENT * accelerator.num_compute_units / np.ceil(outer / columns)
+    again = np.maximum(rows / np.maximum(load.tiling.groups, np.maximum(at_work, 1.0)) - 1.0, 0.0)
+    return 1.0 + again * _cold_share(weight_bytes / np.maximum(load.distinct, 1e-9), accelerator)
 
 
 def _product(
@@ -211,7 +229,6 @@ def _product(
     outer: FloatArray,
     weight_bytes: FloatArray,
     slowdown: tuple[FloatArray | float, FloatArray],
-    columns: list[FloatArray | float],
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
@@ -219,13 +236,14 @@ def _product(
 ) -> KernelParts:
     """One grouped product [rows of each expert, inner] x [inner, outer]; `slowdown` of (all of it, its tiles)."""
     prefix, bandwidth = f"moe_{kernel.name}_", accelerator.hbm_bandwidth_bytes_per_s
-    moved = weight_bytes + load.rows * (inner * kernel.activation_bytes + outer * ACTIVATION_BYTES)
+    fetched = weight_bytes * _fetches(load, outer, weight_bytes, accelerator)
+    moved = fetched + load.rows * (inner * kernel.activation_bytes + outer * ACTIVATION_BYTES)
     memory = moved / (bandwidth * constants[prefix + "hbm_efficiency"]) * slowdown[0]
     if kernel.slow_partial_tiles:
-        missing = load.tiles - load.rows / load.block_rows
+        missing = load.tiles - load.rows / load.tiling.rows
         per_expert = weight_bytes / np.maximum(load.distinct, 1e-9)
         memory = memory + missing * per_expert / (bandwidth * constants["moe_partial_efficiency"])
-    tiles = _tiles_s(load, inner, outer, columns, dtype, accelerator, constants, kernel) * slowdown[0] * slowdown[1]
+    tiles = _tiles_s(load, inner, outer, dtype, accelerator, constants, kernel) * slowdown[0] * slowdown[1]
     memory_s, compute_s = smooth_maximum(memory, tiles, constants[prefix + "sharpness"])
     zero = np.zeros_like(memory_s)
     return KernelParts(memory_s, compute_s, zero, moved + zero, 2.0 * load.rows * inner * outer + zero)
@@ -235,7 +253,6 @@ def _tiles_s(
     load: ExpertLoad,
     inner: FloatArray,
     outer: FloatArray,
-    columns: list[FloatArray | float],
     dtype: Dtype,
     accelerator: Accelerator,
     constants: Constants,
@@ -248,11 +265,12 @@ def _tiles_s(
     depth = np.ceil(inner / _STEP) * _STEP
     stored = constants[prefix + "store_factor"] * ACTIVATION_BYTES * units / accelerator.hbm_bandwidth_bytes_per_s
     candidates: list[FloatArray] = []
-    for tile in columns:
+    for free in _COLUMN_TILES:
+        tile = np.where(load.tiling.columns > 0, load.tiling.columns, free)
         waves = load.tiles * np.ceil(outer / tile) / units
         waves = np.maximum(0.5 * (waves + np.ceil(waves)), 1.0)
-        area = load.block_rows * tile
-        loaded = load.block_rows * kernel.activation_bytes + tile * dtype.bytes_per_element
+        area = load.tiling.rows * tile
+        loaded = load.tiling.rows * kernel.activation_bytes + tile * dtype.bytes_per_element
         per_inner = np.maximum(2.0 * area / compute, loaded / load_rate)
         per_inner = np.maximum(per_inner, constants[prefix + "step_s"] / _STEP)
         candidates.append(waves * (constants[prefix + "tile_s"] + depth * per_inner + stored * area))

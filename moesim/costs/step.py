@@ -83,8 +83,8 @@ def host_seconds(
 
     `captured` and `prefill` are truth values. A decode step within the captured sizes is one replay; with prefill
     the graphs are cut at every attention (a model that is not compiled has none such). Above the captured sizes a
-    compiled step runs layer by layer (the same time a layer in six models of 6 to 48 layers); in eager mode every one
-    of `launches` kernels is launched.
+    compiled step runs layer by layer (the same time a layer in six models of 6 to 48 layers), and longer where tokens
+    are exchanged between data-parallel ranks; in eager mode every one of `launches` kernels is launched.
     With more than one sequence the server's output handling competes with the engine's loop for the host
     (measured: 3 to 7 % of eager steps, independent of how many more there are).
     """
@@ -101,6 +101,8 @@ def host_seconds(
         whole = captured * (1 - prefill)
         return serial, whole * replay + (1 - whole) * one_by_one
     layered = parameters["host_uncaptured_s"] + layers * parameters["host_layer_s"]
+    if layout.deployment.lockstep_ranks > 1:
+        layered = layered + layout.model.num_moe_layers * parameters["host_exchange_s"]
     return serial, captured * replay + (1 - captured) * layered
 
 

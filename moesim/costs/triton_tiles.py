@@ -14,19 +14,19 @@ FloatArray = NDArray[np.float64]
 
 
 class TileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Blocks of `rows` rows for steps of about `tokens` tokens (the library takes the nearest entry)."""
+    """Blocks for steps of about `tokens` tokens: their rows and columns, and how many row blocks go together."""
 
     tokens: tuple[int, ...]
     rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    groups: tuple[int, ...]
 
-    def rows_at(self, tokens: FloatArray) -> FloatArray:
-        """Rows of a block for steps of `tokens` tokens."""
-        return np.array(self.rows, dtype=float)[self._nearest(tokens)]
-
-    def _nearest(self, tokens: FloatArray) -> NDArray[np.int64]:
-        """Halfway between two entries the smaller one is taken, as Python's `min` does."""
+    def at(self, tokens: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Rows, columns and groups for steps of `tokens` tokens: the nearest entry's, the smaller one's halfway."""
         known = np.array(self.tokens, dtype=float)
-        return np.searchsorted((known[1:] + known[:-1]) / 2, np.asarray(tokens, dtype=float), side="left")
+        nearest = np.searchsorted((known[1:] + known[:-1]) / 2, np.asarray(tokens, dtype=float), side="left")
+        rows, columns, groups = (np.array(each, dtype=float)[nearest] for each in (self.rows, self.columns, self.groups))
+        return rows, columns, groups
 
 
 class _Shipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

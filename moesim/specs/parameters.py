@@ -127,10 +127,13 @@ ENGINE_PARAMETERS = (
     "collective_slowdown",
     "shared_expert_exposed",
     "prompt_routing_exponent",
+    "sampling_s",
+    "sampling_logit_bytes",
 )
 """How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, how much
 of a shared expert on a stream of its own is not hidden behind the routed ones, and how alike the tokens of one prompt,
-or of a text that is being denoised, are routed (n tokens touch the experts of n ** exponent independent ones)."""
+or of a text that is being denoised, are routed (n tokens touch the experts of n ** exponent independent ones); sampling: a step's small kernels together,
+and what moves for each logit."""
 
 NETWORK_PARAMETERS = (
     "ring_ll_s",
@@ -190,6 +193,7 @@ HOST_PARAMETERS = (
     "host_launch_s",
     "host_layer_s",
     "host_uncaptured_s",
+    "host_exchange_s",
     "host_piece_s",
     "host_eager_op_s",
     "graph_replay_s",
