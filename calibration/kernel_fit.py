@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,6 +60,9 @@ def fit_kernels(
 ) -> KernelFit:
     """Fit every kernel family that the tables hold; a constant that several families share keeps the first's value.
 
+    How far runs moved a constant of the base beyond the base's own table is taken over: what an engine adds to a kernel
+    in a benchmark's loop on one accelerator it adds on the next.
+
     Args:
         state: folder that keeps fits of tables that did not change (none: fit everything).
 
@@ -76,7 +79,7 @@ def fit_kernels(
         kernels[item.family] = KernelConstants(
             constants=item.values, error=item.error, rows=item.rows, source=item.table
         )
-        _update(constants, item, taken)
+        _update(constants, item, taken, _in_engine(base, item.family))
     return KernelFit(parameters=msgspec.structs.replace(base, parameters=constants, kernels=kernels), fits=tuple(fits))
 
 
@@ -119,7 +122,18 @@ def table_label(table: KernelTable) -> str:
     return f"{table.system}/{table.library}/{table.path.name}"
 
 
-def _update(constants: dict[str, Parameter], found: FamilyFit, taken: set[str]) -> None:
+def _in_engine(base: ParameterSet, family: str) -> dict[str, float]:
+    """What runs moved in a family of the base: estimate over the value of its table, by constant."""
+    if family not in base.kernels:
+        return {}
+    table, fitted = base.kernels[family].constants, {"fitted", "at_bound"}
+    moved = {name: base.parameters[name] for name in table if name in base.parameters}
+    return {name: item.value / table[name] for name, item in moved.items() if item.status in fitted and table[name] > 0}
+
+
+def _update(
+    constants: dict[str, Parameter], found: FamilyFit, taken: set[str], in_engine: Mapping[str, float]
+) -> None:
     for item in found.estimates:
         known = constants.get(item.name)
         if known is None or item.name in taken:
@@ -127,7 +141,7 @@ def _update(constants: dict[str, Parameter], found: FamilyFit, taken: set[str]) 
         taken.add(item.name)
         constants[item.name] = msgspec.structs.replace(
             known,
-            value=item.value,
+            value=item.value * in_engine.get(item.name, 1.0),
             log_sd=math.hypot(item.log_sd, _BENCH_LOG_SD),
             source=f"fitted: {found.table} ({found.family})",
             status="at_bound" if item.at_bound else "prior_only" if item.prior_only else "fitted",

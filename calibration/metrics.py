@@ -7,7 +7,9 @@ from typing import Literal
 
 from moesim.metrics.result import SimulationResult
 
-Kind = Literal["ttft", "token", "median_gap", "throughput", "elapsed", "step", "forward", "launch", "bytes"]
+Kind = Literal[
+    "ttft", "token", "median_gap", "throughput", "elapsed", "step", "forward", "experts", "attention", "launch", "bytes"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ METRICS: dict[str, Metric] = {
     "silicon_tpot_ms": Metric("tpot_ms", "mean", "token", 0.07),
     "step_gpu_ms": Metric("", None, "step", 0.02),
     "step_forward_ms": Metric("", None, "forward", 0.02),
+    "step_experts_ms": Metric("", None, "experts", 0.04),
+    "step_attention_ms": Metric("", None, "attention", 0.04),
     "step_launch_ms": Metric("", None, "launch", 0.12),
     "dram_bytes": Metric("", None, "bytes", 0.05),
     "prompt_mean_ms": Metric("e2e_ms", "mean", "elapsed", 0.03),
@@ -50,7 +54,8 @@ METRICS: dict[str, Metric] = {
 def family_of(metric: str) -> str:
     """The family whose errors a metric shares: ttft, token, throughput, step, launch or bytes."""
     kind = METRICS[metric].kind
-    return {"median_gap": "token", "elapsed": "throughput", "forward": "step"}.get(kind, kind)
+    parts = {"forward": "step", "experts": "step", "attention": "step"}
+    return {"median_gap": "token", "elapsed": "throughput", **parts}.get(kind, kind)
 
 
 def predicted_value(metric: str, result: SimulationResult) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KINDS = ("token", "median_gap", "ttft", "throughput", "elapsed", "step", "forward", "launch")
+_KINDS = ("token", "median_gap", "ttft", "throughput", "elapsed", "step", "forward", "experts", "attention", "launch")
 _WORDS = {
     "token": "time per token",
     "median_gap": "median gap between tokens",
@@ -27,6 +27,8 @@ _WORDS = {
     "elapsed": "elapsed time",
     "step": "engine step",
     "forward": "forward pass of a step",
+    "experts": "experts' kernels of a step",
+    "attention": "attention's kernels of a step",
     "launch": "launching a step",
 }
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calibration.replay import (
     StepTable,
+    attention_seconds,
     host_seconds_of,
     replay_seconds,
     sampled_seconds,
@@ -88,8 +89,8 @@ def largest_sizes(points: Sequence[StepPoint]) -> tuple[int, int]:
 
 
 def step_values(operators: StepOperators, table: StepTable) -> dict[str, FloatArray]:
-    """`step`, `forward` and `launch` seconds of every step: as the GPU's events see it, the GPU's work without head and
-    sampling, and the host's launching alone.
+    """Seconds of every step: `step` as the GPU's events see it, `forward` the GPU's work without head and sampling,
+    `experts` and `attention` the part of it that they take, and `launch` the host's launching alone.
 
     Steps with decodes were measured in a row, so all of the host's work may decide them, beside the GPU; prompts alone
     met an idle engine, which prepares before it launches.
@@ -100,6 +101,8 @@ def step_values(operators: StepOperators, table: StepTable) -> dict[str, FloatAr
     return {
         "step": np.where(alone, serial_s + np.maximum(gpu_s, launch_s), np.maximum(gpu_s, launch_s + serial_s)),
         "forward": gpu_s - sampled_seconds(operators, table),
+        "experts": np.interp(table.group_tokens, operators.group_grid, operators.routed["routed experts"].seconds),
+        "attention": attention_seconds(operators, table),
         "launch": launch_s,
     }
 
@@ -116,5 +119,6 @@ def step_slopes(
         if name in moved:
             other = step_values(moved[name], table)
             for kind, found in values.items():
-                slopes[kind][:, column] = np.log(other[kind] / found) / step
+                there = found > 0
+                slopes[kind][there, column] = np.log(other[kind][there] / found[there]) / step
     return values, slopes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -15,9 +16,14 @@ from moesim.specs.catalog import get_hardware, get_model
 from moesim.specs.loading import convert
 from moesim.specs.model import kv_bytes_per_token
 
-KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters"})
+KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters", "kernels"})
 _COUNTED = ("dram_read_bytes", "dram_written_bytes")
 _HOST_NOISE, _ROUTED_NOISE, _BOUND_SHARE = 6.0, 4.0, 0.95
+_PROFILED_AFTER = 5
+"""Tokens that sequences had decoded when their steps were profiled, about."""
+_EXPERTS = re.compile(r"fused_moe_kernel|moe_align|count_and_sort|moe_sum|act_and_mul")
+_ATTENTION = re.compile(r"flash|fmha|attention|mla_", re.IGNORECASE)
+"""Kernels of routed experts (sort, products, activation, sum) and of attention (writing the cache, joining splits)."""
 _STEADY_SPREAD = 1.06
 """Repeats of a step that the GPU decides differ by less from their tenth to their ninetieth percentile."""
 
@@ -88,6 +94,10 @@ def step_run(item: Measurement) -> MeasuredRun | str:
         if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:
             return "is a record of kind counters without the DRAM bytes of a step"
         measured = {"dram_bytes": sum(item.values[name] for name in _COUNTED)}
+    if item.kind == "kernels":
+        if item.point.get("prefill_tokens") or not item.tables.get("kernels"):
+            return "is a profile of a prompt or holds no kernels: moesim compares the kernels of decode steps"
+        measured = _kernel_times(item.tables["kernels"])
     if not measured:
         return "holds no step time"
     try:
@@ -137,6 +147,13 @@ def _times(item: Measurement) -> dict[str, float]:
     return {"step_forward_ms": values.get("forward_median_ms", 0.0), "step_gpu_ms": step if steady else 0.0}
 
 
+def _kernel_times(rows: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """Milliseconds of a step's kernels by what they do, from (name, calls, microseconds)."""
+    found = {"step_experts_ms": _EXPERTS, "step_attention_ms": _ATTENTION}
+    sums = {name: 1e-3 * sum(row[2] for row in rows if words.search(row[0])) for name, words in found.items()}
+    return {name: value for name, value in sums.items() if value > 0}
+
+
 def _replayed(item: Measurement) -> bool:
     """Whether one captured graph was the whole forward pass (prompts cut it at every attention)."""
     return item.kind == "decode_step" and _graph_mode(item) == "FULL"
@@ -170,6 +187,9 @@ def _step(item: Measurement) -> StepPoint:
             chunks=1 if prompt else 0,
             chunk_tokens=prompt,
         )
+    if item.kind == "kernels":
+        decodes = int(point["batch_size"])
+        return StepPoint(decodes=decodes, context_tokens=decodes * (float(point["context_len"]) + _PROFILED_AFTER))
     if item.kind == "decode_step":
         return StepPoint(decodes=point["batch_size"], context_tokens=values["context_tokens_mean"])
     prompts = int(point.get("num_prompts", 1))

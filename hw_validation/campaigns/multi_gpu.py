@@ -1,7 +1,7 @@
 """What a campaign on 2, 4 or 8 GPUs of a machine runs: collectives, then models split over the GPUs in several ways.
 
-Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first, and on more than two GPUs
-`hybrid`: replicas of two GPUs each. Models are small enough for two GPUs of 80 GB. Sweeps of one GPU on the same
+Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first; `kernels` of steps that exchange
+tokens; and on more than two GPUs `hybrid`: replicas of two GPUs each. Models are small enough for two GPUs of 80 GB. Sweeps of one GPU on the same
 machine are there to compare with.
 """
 
@@ -60,7 +60,11 @@ def make_campaigns(ranks: int) -> dict[str, tuple[Job, ...]]:
         _split(ranks, "mixtral-tp-ep-forced", 120, f"{_MIXTRAL} {tp_ep} {_FORCED}"),
         _over(ranks, _collectives()),
     )
-    named = {"first": first, "second": second, "third": third, "fourth": fourth}
+    kernels = (
+        _split(ranks, "qwen-dp-ep-kernels", 90, f"{_QWEN} {dp} --sections kernels"),
+        _split(ranks, "mixtral-dp-ep-kernels", 90, f"{_MIXTRAL} {dp} --sections kernels"),
+    )
+    named = {"first": first, "second": second, "third": third, "fourth": fourth, "kernels": kernels}
     if ranks > 2:
         pairs = f"--tensor-parallel-size 2 --data-parallel-size {ranks // 2} --enable-expert-parallel"
         named["hybrid"] = (

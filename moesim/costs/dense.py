@@ -100,12 +100,16 @@ def shared_expert(layout: Layout, tokens: FloatArray) -> OperatorCost:
 
 
 def router(layout: Layout, tokens: FloatArray) -> OperatorCost:
-    """Router product (bf16 weights), softmax or sigmoid, and top-k (the sort by expert is the fused kernel's)."""
+    """Router product (bf16 weights), softmax or sigmoid, and top-k (the sort by expert is the fused kernel's).
+
+    A rank with some of the experts looks its own up among those chosen: three kernels more (vLLM's expert map).
+    """
     moe = layout.model.moe
     if moe is None:
         return nothing(tokens)
     scores = gemm(layout, tokens, float(layout.model.hidden_size), float(moe.num_experts), layout.embedding_dtype)
     calls = 1.0 if layout.deployment.moe_backend == "aiter" else 2.0
+    calls += 3.0 if layout.deployment.expert_parallel_size > 1 else 0.0
     choose = layout.rates.kernel("elementwise", tokens * moe.num_experts * 12.0, 0 * tokens, launches=calls)
     return scores + choose
 

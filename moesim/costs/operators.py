@@ -23,7 +23,7 @@ from moesim.costs.dense import (
 )
 from moesim.costs.exchange import expert_exchange, gathers_all
 from moesim.costs.experts import RoutedCost, routed_experts
-from moesim.costs.kernels import OperatorCost, transfer
+from moesim.costs.kernels import OperatorCost, nothing, transfer
 from moesim.costs.layout import Layout
 from moesim.specs.deployment import captured_sizes
 from moesim.specs.model import MixtureOfExperts
@@ -153,14 +153,25 @@ def rank_operators(layout: Layout, tokens: FloatArray, take: Take = evaluate) ->
 
 def _reduce_of(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """All-reduces of all layers: one after attention, one after the feed-forward block."""
-    once = tensor_parallel_reduce(layout, tokens)
-    return once.times(2 * layout.model.num_layers).slowed(layout.parameters["collective_slowdown"])
+    if layout.tp == 1:
+        return nothing(tokens)
+    calls = 2 * layout.model.num_layers
+    moving = tensor_parallel_reduce(layout, tokens).times(calls).slowed(layout.parameters["collective_slowdown"])
+    return moving + _meeting(layout, tokens, calls)
+
+
+def _meeting(layout: Layout, tokens: FloatArray, calls: int) -> OperatorCost:
+    """What ranks with equal work wait for each other in `calls` collectives: their kernels never end together."""
+    return transfer(np.full_like(tokens, calls * layout.parameters["collective_skew_s"]), launches=0.0)
 
 
 def exchange_of(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """Dispatch and combine of all layers, at `tokens` [steps] of a rank."""
-    exchange = expert_exchange(layout, tokens).times(layout.model.num_moe_layers)
-    return exchange.slowed(layout.parameters["collective_slowdown"])
+    if layout.deployment.lockstep_ranks == 1:
+        return nothing(tokens)
+    layers = layout.model.num_moe_layers
+    moving = expert_exchange(layout, tokens).times(layers).slowed(layout.parameters["collective_slowdown"])
+    return moving + _meeting(layout, tokens, 2 * layers)
 
 
 def gathered_operators(layout: Layout, tokens: FloatArray, take: Take = evaluate) -> dict[str, OperatorCost]:

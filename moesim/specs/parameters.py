@@ -147,6 +147,7 @@ NETWORK_PARAMETERS = (
     "ring_simple_efficiency",
     "ring_copy_efficiency",
     "ring_graph_s",
+    "collective_skew_s",
     "switch_reduce_s",
     "switch_reduce_efficiency",
     "exchange_ll_s",
