@@ -131,9 +131,7 @@ def _in_engine(base: ParameterSet, family: str) -> dict[str, float]:
     return {name: item.value / table[name] for name, item in moved.items() if item.status in fitted and table[name] > 0}
 
 
-def _update(
-    constants: dict[str, Parameter], found: FamilyFit, taken: set[str], in_engine: Mapping[str, float]
-) -> None:
+def _update(constants: dict[str, Parameter], found: FamilyFit, taken: set[str], in_engine: Mapping[str, float]) -> None:
     for item in found.estimates:
         known = constants.get(item.name)
         if known is None or item.name in taken:

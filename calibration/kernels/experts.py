@@ -216,7 +216,9 @@ def _tiling(
     tokens, per_expert = sizes["num_tokens"], sizes["num_tokens"] * sizes["topk"] / sizes["num_experts"]
     found = tiling(kernel.block_rule, tokens, per_expert, local)
     mean = tiling("mean", tokens, per_expert, local)
-    fields = {name: np.where(tuned, getattr(mean, name), getattr(found, name)) for name in ("rows", "columns", "groups")}
+    fields = {
+        name: np.where(tuned, getattr(mean, name), getattr(found, name)) for name in ("rows", "columns", "groups")
+    }
     if kernel.name != "bf16" or kernel.block_rule != "tokens":
         return Tiling(**fields)
     for experts, wide in np.unique(np.stack([local, width], axis=1), axis=0).tolist():

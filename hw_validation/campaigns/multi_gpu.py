@@ -1,8 +1,8 @@
 """What a campaign on 2, 4 or 8 GPUs of a machine runs: collectives, then models split over the GPUs in several ways.
 
-Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first; `kernels` of steps that exchange
-tokens; and on more than two GPUs `hybrid`: replicas of two GPUs each. Models are small enough for two GPUs of 80 GB. Sweeps of one GPU on the same
-machine are there to compare with.
+Four campaigns a machine, `2gpus-first` to `2gpus-fourth`, the most valuable jobs first; `kernels` of steps that
+exchange tokens; and on more than two GPUs `hybrid`: replicas of two GPUs each. Models are small enough for two GPUs of
+80 GB. Sweeps of one GPU on the same machine are there to compare with.
 """
 
 from __future__ import annotations

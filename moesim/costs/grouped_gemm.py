@@ -32,7 +32,7 @@ _STEP = 64.0
 _CACHE_SHARE = 0.45
 """Share of the L2 cache that keeps weights between back-to-back calls (the rest holds activations)."""
 _RESIDENT = 1.0
-"""Tiles at work on a compute unit at a time (of 1, 2, 3 and many the one that the tables of the H200 agree with best)."""
+"""Tiles at work on a compute unit at a time (of 1, 2, 3 and many, what the tables of the H200 agree with best)."""
 _SPARSE = 4.0
 """Below one routed slot per four experts vLLM skips the sort (its SPARSITY_FACTOR)."""
 

@@ -25,7 +25,9 @@ class TileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Rows, columns and groups for steps of `tokens` tokens: the nearest entry's, the smaller one's halfway."""
         known = np.array(self.tokens, dtype=float)
         nearest = np.searchsorted((known[1:] + known[:-1]) / 2, np.asarray(tokens, dtype=float), side="left")
-        rows, columns, groups = (np.array(each, dtype=float)[nearest] for each in (self.rows, self.columns, self.groups))
+        rows, columns, groups = (
+            np.array(each, dtype=float)[nearest] for each in (self.rows, self.columns, self.groups)
+        )
         return rows, columns, groups
 
 

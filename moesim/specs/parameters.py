@@ -130,10 +130,10 @@ ENGINE_PARAMETERS = (
     "sampling_s",
     "sampling_logit_bytes",
 )
-"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from, how much
-of a shared expert on a stream of its own is not hidden behind the routed ones, and how alike the tokens of one prompt,
-or of a text that is being denoised, are routed (n tokens touch the experts of n ** exponent independent ones); sampling: a step's small kernels together,
-and what moves for each logit."""
+"""How much longer a kernel takes inside an engine than in the benchmark loop that its own constants come from; how
+much of a shared expert on a stream of its own is not hidden behind the routed ones; how alike the tokens of one prompt,
+or of a text that is being denoised, are routed (n tokens touch the experts of n ** exponent independent ones); and
+sampling: a step's small kernels together, and what moves for each logit."""
 
 NETWORK_PARAMETERS = (
     "ring_ll_s",

@@ -3,17 +3,20 @@
 import dataclasses
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
 from calibration.calibrate_command import CalibrateRequest, run_calibrate
 from calibration.folds import read_folds
+from calibration.kernel_fit import fit_kernels
 from calibration.kernels import families
 from calibration.kernels.collectives import PEER
 from calibration.kernels.tables import read_table
 from calibration.parameter_file import read_parameters
 from moesim.errors import InputError
+from moesim.specs.parameters import read_set
 from tests.calibration.synthetic import TRUTH, measure, planned_runs, truth, write_runs
 
 WORDS = CalibrateRequest(
@@ -124,6 +127,23 @@ def test_tables_that_did_not_change_are_not_fitted_again(runs_file, tmp_path, mo
     write_peer_table(tmp_path / "tables", slower=1.5)
     with pytest.raises(AssertionError, match="fitted again"):
         run_calibrate(words, silent)
+
+
+def test_what_an_engine_adds_to_a_kernel_is_taken_over_from_the_base(tmp_path):
+    """The base's runs moved one constant to 1.3 times its table; one that no run moved is the new table's alone."""
+    table = write_peer_table(tmp_path)
+    prior = read_set("prior-nvidia")
+    ((family, fit),) = fit_kernels(prior, [table], jobs=1).parameters.kernels.items()
+    one, other = "one_shot_s", "two_shot_s"
+    moved = {
+        one: msgspec.structs.replace(prior.parameters[one], value=1.3 * fit.constants[one], status="fitted"),
+        other: msgspec.structs.replace(prior.parameters[other], value=1.3 * fit.constants[other], status="prior_only"),
+    }
+    base = msgspec.structs.replace(prior, parameters=dict(prior.parameters) | moved, kernels={family: fit})
+    made = fit_kernels(base, [table], jobs=1).parameters
+    assert made.parameters[one].value == pytest.approx(1.3 * fit.constants[one])
+    assert made.parameters[other].value == pytest.approx(fit.constants[other])
+    assert made.kernels[family].constants == fit.constants
 
 
 def test_an_interrupted_run_leaves_the_good_set(runs_file, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def test_loads_conserve_slots_and_tiles_hold_them(words):
     loads = loads_of(layout_of(model="qwen3-30b-a3b", **words))
     slots = np.array(SIZES) * 8.0
     assert loads.rows.sum(axis=2) == pytest.approx(np.broadcast_to(slots[:, None], loads.rows.shape[:2]))
-    assert np.all(loads.tiles * loads.block_rows >= loads.rows - 1e-6)
+    assert np.all(loads.tiles * loads.tiling.rows >= loads.rows - 1e-6)
     assert np.all(loads.distinct <= loads.tiles + 1e-9)
     assert np.all(loads.distinct <= 128 / loads.rows.shape[2])
 
@@ -48,7 +48,7 @@ def test_the_slowest_rank_is_no_faster_than_the_mean_and_skew_slows_it():
     tokens = np.array(SIZES)
     even, uneven = routed_experts(layout, tokens), routed_experts(skewed, tokens)
     assert np.all(even.slowest.seconds >= even.mean_rank_s - 1e-12)
-    assert np.all(uneven.slowest.seconds[-3:] > 1.03 * even.slowest.seconds[-3:])
+    assert np.all(uneven.slowest.seconds[-3:] > 1.02 * even.slowest.seconds[-3:])
 
 
 def test_sharding_the_experts_over_four_gpus_divides_what_is_read():

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from moesim.costs.grouped_gemm import KERNELS, ExpertLoad, ExpertShape, block_rows, fused_experts
+from moesim.costs.grouped_gemm import KERNELS, ExpertLoad, ExpertShape, Tiling, fused_experts, tiling
 from moesim.specs.catalog import get_hardware
 from moesim.specs.dtypes import Dtype, get_dtype
 from moesim.specs.parameters import list_parameter_sets
@@ -35,10 +35,10 @@ def balanced(tokens, experts, top_k, kernel, ranks=1):
     local = experts // ranks
     slots = np.asarray(tokens, dtype=float) * top_k
     rows = slots / ranks
-    block = block_rows(kernel.block_rule, np.asarray(tokens, dtype=float), slots / experts, local)
+    tile = tiling(kernel.block_rule, np.asarray(tokens, dtype=float), slots / experts, local)
     each, more = np.divmod(rows, local)
-    tiles = np.ceil(each / block) * (local - more) + np.ceil((each + 1) / block) * more
-    return ExpertLoad(np.asarray(tokens, float), slots, np.minimum(rows, local), rows, tiles, block, float(experts))
+    tiles = np.ceil(each / tile.rows) * (local - more) + np.ceil((each + 1) / tile.rows) * more
+    return ExpertLoad(np.asarray(tokens, float), slots, np.minimum(rows, local), rows, tiles, tile, float(experts))
 
 
 def seconds(name, load, shape=QWEN, accelerator=H200, **words):
@@ -76,9 +76,9 @@ def test_more_bandwidth_never_costs_time(name):
 def test_tiles_hold_all_rows(rule):
     kernel = dataclasses.replace(KERNELS["bf16"], block_rule=rule)
     load = balanced(TOKENS, 128, 8, kernel)
-    assert np.all(load.tiles * load.block_rows >= load.rows)
+    assert np.all(load.tiles * load.tiling.rows >= load.rows)
     assert np.all(load.tiles >= load.distinct - 1e-9)
-    assert set(load.block_rows.tolist()) <= {8.0, 16.0, 32.0, 64.0, 128.0}
+    assert set(load.tiling.rows.tolist()) <= {8.0, 16.0, 32.0, 64.0, 128.0}
 
 
 def test_decode_goes_from_top_k_experts_to_all_of_them():
@@ -113,3 +113,34 @@ def test_few_slots_are_not_sorted():
     assert seconds("bf16", load)[0] - seconds("bf16", sparse)[0] == pytest.approx(0.0, abs=1e-12)
     dense = dataclasses.replace(load, global_experts=127.0)
     assert seconds("bf16", dense)[0] - seconds("bf16", load)[0] == pytest.approx(PARAMETERS["moe_sort_s"])
+
+
+def bytes_of(load, shape):
+    return fused_experts(load, shape, get_dtype("bfloat16"), H200, PARAMETERS, KERNELS["bf16"]).hbm_bytes[0]
+
+
+def test_wide_experts_are_fetched_once_a_row_block_unless_blocks_walk_together():
+    """Four experts of Mixtral's on a rank, 64 rows each: vLLM's rule gives them blocks of 64, in no groups.
+
+    With 128 rows there are two blocks an expert, and 224 column blocks are more than the chip works on at a time: the
+    first product's weights come twice, the second's (32 column blocks) once.
+    """
+    mixtral = ExpertShape(4096.0, 14336.0)
+    one, two = (balanced(np.array([tokens]), 8, 2, KERNELS["bf16"], ranks=2) for tokens in (256.0, 512.0))
+    assert (one.tiles[0], two.tiles[0], two.tiling.groups[0]) == (4, 8, 1)
+    first_product = 4 * 2 * 4096 * 14336 * 2
+    rows = two.rows[0] - one.rows[0]
+    activations = rows * 2 * (4096 + 2 * 14336 + 14336 + 4096) + 2 * rows * 2 * (3 * 14336 + 2 * 4096)
+    grown = bytes_of(two, mixtral) - bytes_of(one, mixtral)
+    assert grown == pytest.approx(first_product + activations, rel=0.03)
+    together = dataclasses.replace(two, tiling=dataclasses.replace(two.tiling, groups=np.array([16.0])))
+    assert bytes_of(two, mixtral) - bytes_of(together, mixtral) == pytest.approx(first_product, rel=0.01)
+
+
+def test_experts_that_fit_in_the_cache_are_fetched_once():
+    """Qwen3's first product is 6 MB an expert: its second row block finds it in the cache."""
+    load = balanced(np.array([1024.0]), 8, 8, KERNELS["bf16"])
+    assert load.tiles[0] == 8 * load.distinct[0]
+    apart = dataclasses.replace(load, tiling=Tiling(load.tiling.rows, load.tiling.columns, np.array([1.0])))
+    together = dataclasses.replace(load, tiling=Tiling(load.tiling.rows, load.tiling.columns, np.array([8.0])))
+    assert bytes_of(apart, QWEN) < 1.05 * bytes_of(together, QWEN)

@@ -17,17 +17,18 @@ def kernel(hardware, model, **words):
 
 
 def test_a_step_takes_the_nearest_entry():
-    table = TileTable((1, 2, 8, 256), (16, 32, 64, 128))
-    assert table.rows_at(np.array([1.0, 2.0, 4.0, 5.0, 6.0, 132.0, 133.0, 9000.0])).tolist() == [
-        16, 32, 32, 32, 64, 64, 128, 128,
-    ]  # fmt: skip
+    table = TileTable((1, 2, 8, 256), (16, 32, 64, 128), (32, 64, 128, 256), (1, 8, 16, 64))
+    rows, columns, groups = table.at(np.array([1.0, 2.0, 4.0, 5.0, 6.0, 132.0, 133.0, 9000.0]))
+    assert rows.tolist() == [16, 32, 32, 32, 64, 64, 128, 128]
+    assert columns.tolist() == [32, 64, 64, 64, 128, 128, 256, 256]
+    assert groups.tolist() == [1, 8, 8, 8, 16, 16, 64, 64]
 
 
 def test_shapes_are_those_of_the_library():
     """Mixtral's experts on one H200 are tuned for; on an H100 only their halves and smaller shards are."""
     whole = shipped_tiles("h200", 8, 14336)
     assert whole is not None
-    assert whole.rows_at(np.array([256.0])) == 128
+    assert [each[0] for each in whole.at(np.array([256.0]))] == [128, 256, 1]
     assert shipped_tiles("h100", 8, 14336) is None
     assert shipped_tiles("h200", 64, 1024) is None
 

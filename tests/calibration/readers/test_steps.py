@@ -49,6 +49,18 @@ def test_a_prompt_weighs_less_and_least_when_it_waited_for_its_launches(tmp_path
     assert run.noise == noise
 
 
+def test_prompts_whose_scores_were_read_from_wrong_places_hardly_count(tmp_path):
+    """60 experts' scores are padded to 64, unless the engine was told to pack them."""
+    values, point = TIMES | PROMPT, {"num_prompts": 1, "prompt_tokens": 256}
+    noises = []
+    for number, flags in enumerate((FLAGS, FLAGS | {"forced_routing": False})):
+        about = setup(flags=flags, model="qwen1.5-moe-a2.7b", num_layers=24)
+        steps = {"graph_mode": ["PIECEWISE"]}
+        record = make_record("prefill_step", f"p{number}", about, point, values=values, steps=steps)
+        noises.append(read(tmp_path / str(number), record)[0][0].noise)
+    assert noises == [24.0, 4.0]
+
+
 def test_steps_that_return_their_routing_are_no_times(tmp_path):
     runs, skipped = read(tmp_path, decode(flags=FLAGS | {"returns_routed_experts": True}))
     assert not runs
@@ -98,3 +110,29 @@ def test_forced_routing_is_predicted_where_moesim_has_a_name_for_it(tmp_path, fl
     runs, skipped = read(tmp_path, record)
     assert [run.request.routing for run in runs] == ([routing] if routing else [])
     assert len(skipped) == (routing is None)
+
+
+KERNELS = [
+    ["fused_moe_kernel", 48.0, 6000.0],
+    ["void vllm::moe::moe_align_block_size_kernel<int>", 24.0, 270.0],
+    ["void vllm::moe::topkGating<8, 8>", 24.0, 50.0],
+    ["flash::FlashAttnFwdSm90", 24.0, 1480.0],
+    ["void vllm::reshape_and_cache_flash_kernel", 24.0, 60.0],
+    ["nvjet_sm90_tst_64x8", 72.0, 1600.0],
+]
+
+
+def profile(key="k", **point):
+    point = {"batch_size": 64, "context_len": 256, "prefill_tokens": 0} | point
+    return make_record(
+        "step_kernels", key, setup(), point, values={"kernel_busy_us": 9460.0}, tables={"kernels": KERNELS}
+    )
+
+
+def test_a_profile_tells_what_experts_and_attention_take(tmp_path):
+    ((run,), _) = read(tmp_path, profile())
+    assert run.measured == pytest.approx({"step_experts_ms": 6.27, "step_attention_ms": 1.54})
+    assert run.step.decodes == 64
+    assert run.step.context_tokens == pytest.approx(64 * 256, rel=0.03)
+    _, (skipped,) = read(tmp_path, profile("p", batch_size=0, prefill_tokens=512))
+    assert "profile of a prompt" in skipped.reason
