@@ -74,6 +74,7 @@ _START = {
 }
 _TRITON_START = {"moe_misaligned_slowdown": 5.0, "moe_untuned_slowdown": 1.9}
 _TRITON_BOUNDS = {"moe_misaligned_slowdown": (1.0, 12.0), "moe_untuned_slowdown": (1.0, 3.0)}
+_MAPPED_START, _MAPPED_BOUNDS = {"moe_map_s": 3e-5}, {"moe_map_s": (1e-6, 2e-4)}
 _CUTLASS_START = {"moe_partial_efficiency": 0.27}
 _CUTLASS_BOUNDS = {"moe_partial_efficiency": (0.02, 1.0)}
 _FIXED = {
@@ -81,11 +82,16 @@ _FIXED = {
     "moe_partial_efficiency": 0.27,
     "moe_misaligned_slowdown": 6.5,
     "moe_untuned_slowdown": 1.9,
+    "moe_map_s": 3e-5,
 }
 """Values of the shipped priors. The time of the sort cannot be told from `fixed_s` by every table, so none fits it."""
 
 
-_OWN = {"bf16": (_TRITON_START, _TRITON_BOUNDS), "cutlass": (_CUTLASS_START, _CUTLASS_BOUNDS)}
+_OWN = {
+    "bf16": (_TRITON_START, _TRITON_BOUNDS),
+    "cutlass": (_CUTLASS_START, _CUTLASS_BOUNDS),
+    "mxfp4": (_MAPPED_START, _MAPPED_BOUNDS),
+}
 
 
 def experts_families() -> dict[str, Family]:
@@ -94,7 +100,9 @@ def experts_families() -> dict[str, Family]:
 
 
 def _family(name: str) -> Family:
-    """bf16 rows alone identify what Triton kernels share, per-tensor CUTLASS rows the cost of partial tiles."""
+    """bf16 rows alone identify what Triton kernels share, per-tensor CUTLASS rows the cost of partial tiles, the gpt-oss
+    kernels' what mapping experts takes.
+    """
     shared: tuple[dict[str, float], dict[str, tuple[float, float]]] = _OWN.get(name, ({}, {}))
     return Family(
         f"experts {name}",
@@ -213,18 +221,18 @@ def _tiling(
 
     `tuned`: rows of shapes for which an older library had a table that is not known, taken for the best tiles.
     """
-    tokens, per_expert = sizes["num_tokens"], sizes["num_tokens"] * sizes["topk"] / sizes["num_experts"]
-    found = tiling(kernel.block_rule, tokens, per_expert, local)
-    mean = tiling("mean", tokens, per_expert, local)
+    tokens, experts = sizes["num_tokens"], sizes["num_experts"]
+    slots = tokens * sizes["topk"]
+    found, mean = (tiling(rule, tokens, slots, experts, local) for rule in (kernel.block_rule, "mean"))
     fields = {
         name: np.where(tuned, getattr(mean, name), getattr(found, name)) for name in ("rows", "columns", "groups")
     }
     if kernel.name != "bf16" or kernel.block_rule != "tokens":
         return Tiling(**fields)
-    for experts, wide in np.unique(np.stack([local, width], axis=1), axis=0).tolist():
-        shipped = shipped_tiles(table.accelerator.name, int(experts), int(wide))
+    for few, wide in np.unique(np.stack([local, width], axis=1), axis=0).tolist():
+        shipped = shipped_tiles(table.accelerator.name, int(few), int(wide))
         if shipped is not None:
-            at = (local == experts) & (width == wide)
+            at = (local == few) & (width == wide)
             fields["rows"][at], fields["columns"][at], fields["groups"][at] = shipped.at(tokens[at])
     return Tiling(**fields)
 
@@ -301,6 +309,7 @@ def _expert_load(
         tiles=np.array([item.tiles for item in counted]),
         tiling=tiles,
         global_experts=sizes["num_experts"],
+        split=sizes["moe_ep_size"] > 1,
     )
 
 

@@ -63,7 +63,7 @@ def rank_loads(
     physical = _draw_maps(bank, deployed_map(moe, routing, layout, layers, seed))
     slots, ranks = split_tokens(counts, physical), layout.num_ranks
     sizes = np.array(tokens, dtype=float)[:, None, None]
-    tiles = tiling(rule, sizes, sizes * moe.top_k / moe.num_experts, moe.num_experts / ranks)
+    tiles = tiling(rule, sizes, sizes * moe.top_k, moe.num_experts, moe.num_experts / ranks)
     return RankLoads(
         distinct=sum_slots((slots > 0.5).astype(float), ranks),
         rows=sum_slots(slots, ranks),
@@ -164,6 +164,7 @@ def _fused(
         tiles=loads.tiles,
         tiling=loads.tiling,
         global_experts=float(moe.num_experts),
+        split=layout.deployment.expert_parallel_size > 1,
     )
     width = moe.intermediate_size / layout.deployment.moe_tensor_parallel_size
     shape = ExpertShape(float(layout.model.hidden_size), width)

@@ -25,8 +25,8 @@ from moesim.specs.dtypes import Dtype
 from moesim.specs.hardware import Accelerator, peak_rate
 
 FloatArray = NDArray[np.float64]
-BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin"]
-BLOCKS = (8, 16, 32, 64, 128)
+BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin", "rows", "scaled"]
+BLOCKS = (8, 16, 32, 48, 64, 128)
 _COLUMN_TILES = (32.0, 64.0, 128.0, 256.0)
 _STEP = 64.0
 _CACHE_SHARE = 0.45
@@ -45,6 +45,7 @@ class FusedKernel:
     for every slot; FlashInfer and the gpt-oss kernels gather the local ones). `sorts`: runs vLLM's alignment kernel.
     `activation_bytes`: per element of the products' inputs. `slow_partial_tiles`: rows missing from a tile cost
     more than rows computed (measured for FlashInfer's per-tensor fp8: 120 rows an expert take twice as long as 128).
+    `maps_experts`: routes in one kernel, and in several where a rank holds some of the experts only (gpt-oss kernels).
     """
 
     name: str
@@ -53,6 +54,7 @@ class FusedKernel:
     sorts: bool
     activation_bytes: float
     slow_partial_tiles: bool = False
+    maps_experts: bool = False
 
 
 _TRITON = ("bf16", "fp8")
@@ -62,11 +64,11 @@ KERNELS: dict[str, FusedKernel] = {
     for kernel in (
         FusedKernel("bf16", "tokens", True, True, 2.0),
         FusedKernel("fp8", "tokens", True, True, 1.0),
-        FusedKernel("block", "mean64", True, True, 1.0),
+        FusedKernel("block", "scaled", True, True, 1.0),
         FusedKernel("cutlass", "full", False, False, 1.0, slow_partial_tiles=True),
         FusedKernel("cutlass_block", "mean64", False, False, 1.0),
         FusedKernel("int4", "marlin", True, False, 2.0),
-        FusedKernel("mxfp4", "mean", False, True, 2.0),
+        FusedKernel("mxfp4", "rows", False, True, 2.0, maps_experts=True),
         FusedKernel("mxfp4_marlin", "marlin", True, False, 2.0),
         FusedKernel("nvfp4", "mean64", False, False, 0.5),
     )
@@ -92,7 +94,7 @@ class ExpertLoad:
 
     `tokens` in the call, `slots` = tokens x top-k on all ranks, and on this rank: `distinct` experts touched,
     `rows` routed slots, `tiles` = sum over experts of ceil(rows / rows of a tile), for tiles as in `tiling`.
-    `global_experts`: experts of the layer on all ranks.
+    `global_experts`: experts of the layer on all ranks, `split` whether the rank holds some of them only.
     """
 
     tokens: FloatArray
@@ -102,6 +104,7 @@ class ExpertLoad:
     tiles: FloatArray
     tiling: Tiling
     global_experts: FloatArray | float
+    split: NDArray[np.bool_] | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +117,24 @@ class ExpertShape:
 
 
 def tiling(
-    rule: BlockRule | TileTable, tokens: FloatArray, slots_per_expert: FloatArray, local_experts: FloatArray | float
+    rule: BlockRule | TileTable,
+    tokens: FloatArray,
+    slots: FloatArray,
+    experts: FloatArray | float,
+    local_experts: FloatArray | float,
 ) -> Tiling:
-    """Tiles for calls of `tokens` tokens, which route `slots_per_expert` on average, with `local_experts` on the rank.
+    """Tiles for calls of `tokens` tokens with `slots` choices of `experts`, `local_experts` of which are on the rank.
 
     tokens: vLLM's default Triton configuration since 0.17 (16, 32, 64, 128 rows up to 32, 96, 512 tokens and above).
     experts: the default before (16 rows up to as many tokens as local experts, then 64). mean, mean64: the power of
-    two above the mean rows of an expert, 16 to 128 or 64. marlin: the smallest block that the mean fills to less
-    than 0.9. full: always 128. A table of the library's tiles: its own. Kernels of other kinds than Triton's take any
-    columns and share weights among row blocks.
+    two above the mean rows of an expert, 16 to 128 or 64. full: always 128. scaled: vLLM's for block-fp8 weights (16
+    rows up to 64 tokens, then 64, and the 128 columns of a scale). rows: as mean (gpt-oss kernels), and
+    marlin: the smallest block that the mean fills to less than 0.9; both divide all choices by the local experts, so
+    that expert parallelism makes blocks larger than its experts fill. A table of the library's tiles: its own.
+    Kernels of other kinds than Triton's take any columns and share weights among row blocks.
     """
-    tokens, mean = np.asarray(tokens, dtype=float), np.maximum(slots_per_expert, 1e-9)
+    tokens = np.asarray(tokens, dtype=float)
+    mean, taken = np.maximum(slots / experts, 1e-9), np.maximum(slots / local_experts, 1e-9)
     if isinstance(rule, TileTable):
         return Tiling(*rule.at(tokens))
     if rule == "tokens":
@@ -133,11 +143,15 @@ def tiling(
     if rule == "experts":
         few = tokens <= local_experts
         return Tiling(np.where(few, 16.0, 64.0), np.where(few, 32.0, 64.0), np.where(few, 1.0, 8.0))
+    if rule == "scaled":
+        rows = np.where(tokens <= 64, 16.0, 64.0)
+        return Tiling(rows, np.full_like(rows, 128.0), np.where(tokens <= 16, 1.0, 32.0))
     if rule == "marlin":
-        rows = np.select([mean < 7.2, mean < 14.4, mean < 28.8], [8.0, 16.0, 32.0], 64.0)
+        rows = np.select([taken < 7.2, taken < 14.4, taken < 28.8, taken < 43.2], [8.0, 16.0, 32.0, 48.0], 64.0)
     elif rule == "full":
         rows = np.full_like(mean, 128.0)
     else:
+        mean = np.floor(taken) if rule == "rows" else mean
         rows = np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 64.0 if rule == "mean64" else 128.0)
     return Tiling(rows, np.zeros_like(rows), np.full_like(rows, np.inf))
 
@@ -183,6 +197,8 @@ def fused_experts(
     fixed = constants[prefix + "fixed_s"] + np.zeros_like(around)
     if kernel.sorts:
         fixed = fixed + np.where(load.slots * _SPARSE > load.global_experts, constants["moe_sort_s"], 0.0)
+    if kernel.maps_experts:
+        fixed = fixed + np.where(load.split, constants["moe_map_s"], 0.0)
     return KernelParts(
         memory_s=parts[0].memory_s + parts[1].memory_s + around,
         compute_s=parts[0].compute_s + parts[1].compute_s,

@@ -64,6 +64,7 @@ EXPERTS_FIELDS = (
 EXPERTS_PARAMETERS = (
     *(f"moe_{family}_{field}" for family in EXPERTS_FAMILIES for field in EXPERTS_FIELDS),
     "moe_sort_s",
+    "moe_map_s",
     "moe_misaligned_slowdown",
     "moe_untuned_slowdown",
     "moe_partial_efficiency",

@@ -35,10 +35,12 @@ def balanced(tokens, experts, top_k, kernel, ranks=1):
     local = experts // ranks
     slots = np.asarray(tokens, dtype=float) * top_k
     rows = slots / ranks
-    tile = tiling(kernel.block_rule, np.asarray(tokens, dtype=float), slots / experts, local)
+    tile = tiling(kernel.block_rule, np.asarray(tokens, dtype=float), slots, experts, local)
     each, more = np.divmod(rows, local)
     tiles = np.ceil(each / tile.rows) * (local - more) + np.ceil((each + 1) / tile.rows) * more
-    return ExpertLoad(np.asarray(tokens, float), slots, np.minimum(rows, local), rows, tiles, tile, float(experts))
+    return ExpertLoad(
+        np.asarray(tokens, float), slots, np.minimum(rows, local), rows, tiles, tile, float(experts), ranks > 1
+    )
 
 
 def seconds(name, load, shape=QWEN, accelerator=H200, **words):
@@ -72,13 +74,13 @@ def test_more_bandwidth_never_costs_time(name):
     assert np.all(seconds(name, load, accelerator=wider) <= seconds(name, load) * (1 + 1e-12))
 
 
-@pytest.mark.parametrize("rule", ["tokens", "experts", "mean", "mean64", "full", "marlin"])
+@pytest.mark.parametrize("rule", ["tokens", "experts", "mean", "mean64", "full", "marlin", "rows", "scaled"])
 def test_tiles_hold_all_rows(rule):
     kernel = dataclasses.replace(KERNELS["bf16"], block_rule=rule)
     load = balanced(TOKENS, 128, 8, kernel)
     assert np.all(load.tiles * load.tiling.rows >= load.rows)
     assert np.all(load.tiles >= load.distinct - 1e-9)
-    assert set(load.tiling.rows.tolist()) <= {8.0, 16.0, 32.0, 64.0, 128.0}
+    assert set(load.tiling.rows.tolist()) <= {8.0, 16.0, 32.0, 48.0, 64.0, 128.0}
 
 
 def test_decode_goes_from_top_k_experts_to_all_of_them():
@@ -144,3 +146,17 @@ def test_experts_that_fit_in_the_cache_are_fetched_once():
     apart = dataclasses.replace(load, tiling=Tiling(load.tiling.rows, load.tiling.columns, np.array([1.0])))
     together = dataclasses.replace(load, tiling=Tiling(load.tiling.rows, load.tiling.columns, np.array([8.0])))
     assert bytes_of(apart, QWEN) < 1.05 * bytes_of(together, QWEN)
+
+
+def test_expert_parallelism_makes_the_blocks_of_marlin_and_gpt_oss_kernels_larger():
+    """They divide the choices of all tokens by the experts of the rank: 128 tokens, 8 of 384 experts, 12 on a rank."""
+    whole, split = (tiling("marlin", np.array([128.0]), np.array([1024.0]), 384, local).rows[0] for local in (384, 12))
+    assert (whole, split) == (8, 64)
+    whole, split = (tiling("rows", np.array([128.0]), np.array([512.0]), 128, local).rows[0] for local in (128, 8))
+    assert (whole, split) == (16, 64)
+
+
+def test_mapping_experts_to_a_rank_takes_gpt_oss_kernels_longer():
+    load = balanced(np.array([16.0]), 128, 4, KERNELS["mxfp4"])
+    apart = seconds("mxfp4", dataclasses.replace(load, split=True)) - seconds("mxfp4", load)
+    assert apart[0] == pytest.approx(PARAMETERS["moe_map_s"])

@@ -38,7 +38,7 @@ def test_shapes_are_those_of_the_library():
     [
         ("h200", "olmoe-1b-7b", {}, "tokens"),
         ("h100", "qwen3-30b-a3b", {}, "tokens"),
-        ("h200", "deepseek-v3", {"gpus": 8, "tp": 8}, "mean64"),
+        ("h200", "deepseek-v3", {"gpus": 8, "tp": 8}, "scaled"),
     ],
 )
 def test_what_has_no_table_runs_by_rule(hardware, model, words, rule):
