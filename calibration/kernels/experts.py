@@ -100,8 +100,8 @@ def experts_families() -> dict[str, Family]:
 
 
 def _family(name: str) -> Family:
-    """bf16 rows alone identify what Triton kernels share, per-tensor CUTLASS rows the cost of partial tiles, the gpt-oss
-    kernels' what mapping experts takes.
+    """bf16 rows alone identify what Triton kernels share, per-tensor CUTLASS rows the cost of partial tiles, those of
+    the gpt-oss kernels what mapping experts takes.
     """
     shared: tuple[dict[str, float], dict[str, tuple[float, float]]] = _OWN.get(name, ({}, {}))
     return Family(
