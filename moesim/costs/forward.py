@@ -36,16 +36,20 @@ class ForwardShape:
 
 @dataclass(frozen=True, slots=True)
 class ForwardTimes:
-    """Forwards of one generation [forwards]: GPU and host seconds, and costs by operator (same shape)."""
+    """Forwards of one generation [forwards]: GPU and host seconds, and costs by operator (same shape).
+
+    `in_turn`: the host waits for the GPU in every layer, so that neither works while the other does.
+    """
 
     gpu_s: FloatArray
     host_s: FloatArray
     operators: dict[str, OperatorCost]
+    in_turn: bool = False
 
     @property
     def seconds(self) -> FloatArray:
-        """Forwards are launched one after the other; the slower of GPU and host decides."""
-        return np.maximum(self.gpu_s, self.host_s)
+        """Forwards are launched one after the other; the slower of GPU and host decides, unless they take turns."""
+        return self.gpu_s + self.host_s if self.in_turn else np.maximum(self.gpu_s, self.host_s)
 
 
 def forward_shapes(run: DiffusionRun, prompt_tokens: int, block_causal: bool) -> list[ForwardShape]:
@@ -96,7 +100,8 @@ def forward_times(layout: Layout, run: DiffusionRun, shapes: list[ForwardShape],
     )
     operators["attention"] = _attention(layout, computed, visible, copies)
     gpu = np.sum([cost.seconds for cost in operators.values()], axis=0)
-    return ForwardTimes(gpu, np.full_like(gpu, host_seconds(layout, run)), operators)
+    exchanges = layout.deployment.expert_parallel_size > 1 and program.exchange.waits > 0
+    return ForwardTimes(gpu, np.full_like(gpu, host_seconds(layout, run)), operators, in_turn=exchanges)
 
 
 def _experts(
@@ -158,16 +163,18 @@ def _pick(cost: OperatorCost, index: NDArray[np.int64]) -> OperatorCost:
 def host_seconds(layout: Layout, run: DiffusionRun) -> float:
     """Host time of one forward: its calls from Python, where it is a graph those beside its replay.
 
-    A Python loop over experts cannot be captured (it asks the GPU which tokens each expert got), so `loop`
-    always runs eagerly.
+    A Python loop over experts cannot be captured (it asks the GPU which tokens each expert got), nor can an exchange
+    between ranks that asks how many rows travel: both always run eagerly.
     """
     model, parameters, program = layout.model, layout.parameters, program_of(run)
     looped = run.expert_execution == "loop" and model.moe is not None
+    exchanges = layout.deployment.expert_parallel_size > 1
     calls = program.step.weight
-    if not layout.deployment.enforce_eager and not looped:
+    if not layout.deployment.enforce_eager and not looped and not (exchanges and program.exchange.waits):
         return parameters["graph_replay_s"] + calls * parameters["host_eager_op_s"]
     calls += program.dense.weight * model.num_dense_layers
     if model.moe is not None:
         experts = model.moe.num_experts / layout.deployment.expert_parallel_size if looped else 1.0
-        calls += model.num_moe_layers * (program.sparse.weight + program.expert.weight * experts)
+        travelling = program.exchange.weight if exchanges else 0.0
+        calls += model.num_moe_layers * (program.sparse.weight + program.expert.weight * experts + travelling)
     return calls * parameters["host_eager_op_s"]
