@@ -19,7 +19,7 @@ from moesim.specs.model import kv_bytes_per_token
 KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters", "kernels"})
 _COUNTED = ("dram_read_bytes", "dram_written_bytes")
 _HOST_NOISE, _ROUTED_NOISE, _SCRAMBLED_NOISE, _BOUND_SHARE = 6.0, 4.0, 24.0, 0.95
-_PADDED = 16
+_PADDED, _FEW_SEQUENCES = 16, 16
 _PROFILED_AFTER = 5
 """Tokens that sequences had decoded when their steps were profiled, about."""
 _EXPERTS = re.compile(r"fused_moe_kernel|moe_align|count_and_sort|moe_sum|act_and_mul")
@@ -137,7 +137,8 @@ def _no_time(item: Measurement) -> str:
 def _times(item: Measurement) -> dict[str, float]:
     """What the step's times tell of: a whole replayed graph of the GPU alone, anything else of GPU and host.
 
-    Steps in a row are told apart by their repeats: where those differ, the host decided when the next one began.
+    Steps in a row are told apart by their repeats: where those differ, the host decided when the next one began. How
+    long the host takes to replay a graph shows where few sequences keep it from more, and no other rank.
     """
     values = item.values
     step, launch = values.get("gpu_median_ms", 0.0), values.get("launch_median_ms", 0.0)
@@ -145,7 +146,9 @@ def _times(item: Measurement) -> dict[str, float]:
         pieces = _graph_mode(item) == "PIECEWISE"  # whose launching waits for pieces before it
         return {"step_gpu_ms": step} if pieces else {"step_gpu_ms": step, "step_launch_ms": launch}
     steady = values.get("gpu_p90_ms", step) < _STEADY_SPREAD * values.get("gpu_p10_ms", step)
-    return {"step_forward_ms": values.get("forward_median_ms", 0.0), "step_gpu_ms": step if steady else 0.0}
+    alone = item.flags.get("data_parallel_size", 1) == 1 and item.point["batch_size"] <= _FEW_SEQUENCES
+    times = {"step_forward_ms": values.get("forward_median_ms", 0.0), "step_gpu_ms": step if steady else 0.0}
+    return times | {"step_launch_ms": launch if alone else 0.0}
 
 
 def _kernel_times(rows: Iterable[tuple[str, float, float]]) -> dict[str, float]:

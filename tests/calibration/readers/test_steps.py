@@ -13,8 +13,8 @@ SIZES = {"decodes_mean": 64.0, "context_tokens_mean": 64 * 256.0}
 PROMPT = {"prefill_tokens_mean": 256.0, "prefill_pairs_mean": 32896.0, "context_tokens_mean": 0.0}
 
 
-def decode(key="d", mode="FULL", flags=FLAGS, context_len=256, **change):
-    point = {"batch_size": 64, "context_len": context_len, "router_spread": 0.0}
+def decode(key="d", mode="FULL", flags=FLAGS, context_len=256, batch_size=64, **change):
+    point = {"batch_size": batch_size, "context_len": context_len, "router_spread": 0.0}
     steps = {"graph_mode": ["NONE", mode]}
     return make_record("decode_step", key, setup(flags=flags), point, values=TIMES | SIZES | change, steps=steps)
 
@@ -26,6 +26,13 @@ def read(tmp_path, *records):
 def test_a_replayed_step_tells_of_the_gpu_alone(tmp_path):
     ((run,), _) = read(tmp_path, decode())
     assert run.measured == {"step_forward_ms": 3.0, "step_gpu_ms": 3.2}
+
+
+def test_a_replay_of_few_sequences_tells_of_the_host_that_starts_it(tmp_path):
+    ((run,), _) = read(tmp_path, decode(batch_size=8))
+    assert run.measured == {"step_forward_ms": 3.0, "step_gpu_ms": 3.2, "step_launch_ms": 1.5}
+    ((run,), _) = read(tmp_path / "d", decode(batch_size=8, flags=FLAGS | {"data_parallel_size": 2, "gpus": 2}))
+    assert "step_launch_ms" not in run.measured
 
 
 def test_repeats_that_differ_were_decided_by_the_host(tmp_path):
