@@ -18,7 +18,7 @@ class Metric:
 
     Metrics of single steps have no field: they are priced without a simulation (`calibration.steps`).
     `log_sd`: how much repeats of one run differ (seed repeats, and the README of the silicon points), the
-    weight of the column in a fit.
+    weight of the column in a fit. The replay of a graph is timed while the host also waits now and then.
     """
 
     field: str
@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
     "step_experts_ms": Metric("", None, "experts", 0.04),
     "step_attention_ms": Metric("", None, "attention", 0.04),
     "step_launch_ms": Metric("", None, "launch", 0.12),
+    "step_replay_ms": Metric("", None, "launch", 0.4),
     "dram_bytes": Metric("", None, "bytes", 0.05),
     "prompt_mean_ms": Metric("e2e_ms", "mean", "elapsed", 0.03),
 }

@@ -148,7 +148,7 @@ def _times(item: Measurement) -> dict[str, float]:
     steady = values.get("gpu_p90_ms", step) < _STEADY_SPREAD * values.get("gpu_p10_ms", step)
     alone = item.flags.get("data_parallel_size", 1) == 1 and item.point["batch_size"] <= _FEW_SEQUENCES
     times = {"step_forward_ms": values.get("forward_median_ms", 0.0), "step_gpu_ms": step if steady else 0.0}
-    return times | {"step_launch_ms": launch if alone else 0.0}
+    return times | {"step_replay_ms": launch if alone else 0.0}
 
 
 def _kernel_times(rows: Iterable[tuple[str, float, float]]) -> dict[str, float]:
