@@ -31,10 +31,12 @@ def test_regret_is_the_share_that_the_choice_lacks_of_the_best(rates):
 
 @pytest.mark.parametrize("machine", sorted(DEPLOYED))
 def test_machines_that_no_set_was_fitted_to_lose_little(machine):
-    """On two H100 and on four, deployments of two models under nine loads."""
+    """On two H100 and on four, deployments of two models under nine loads; three met compiling kernels."""
     found = choices(DATA / machine / f"{name}.jsonl.gz" for name in DEPLOYED[machine])
-    assert len(found) == 9
-    assert mean_regret(found) < 0.02
+    sound = [item for item in found if not item.disturbed]
+    assert (len(found), len(sound)) == (9, 6)
+    assert mean_regret(sound) < 0.02
+    assert mean_regret(found) < 0.05
 
 
 def test_the_command_prints_json(capsys):
