@@ -26,7 +26,6 @@ from moesim.specs.hardware import Accelerator, peak_rate
 
 FloatArray = NDArray[np.float64]
 BlockRule = Literal["tokens", "experts", "mean", "mean64", "full", "marlin", "rows", "scaled"]
-BLOCKS = (8, 16, 32, 48, 64, 128)
 _COLUMN_TILES = (32.0, 64.0, 128.0, 256.0)
 _STEP = 64.0
 _CACHE_SHARE = 0.45
@@ -131,7 +130,8 @@ def tiling(
     rows up to 64 tokens, then 64, and the 128 columns of a scale). rows: as mean (gpt-oss kernels), and
     marlin: the smallest block that the mean fills to less than 0.9; both divide all choices by the local experts, so
     that expert parallelism makes blocks larger than its experts fill. A table of the library's tiles: its own.
-    Kernels of other kinds than Triton's take any columns and share weights among row blocks.
+    Kernels of other kinds than Triton's take any columns and share weights among row blocks. Read off vLLM 0.23:
+    `fused_moe.get_default_config`, `fused_marlin_moe`, and `opt_flags` of its copy of triton_kernels.
     """
     tokens = np.asarray(tokens, dtype=float)
     mean, taken = np.maximum(slots / experts, 1e-9), np.maximum(slots / local_experts, 1e-9)
