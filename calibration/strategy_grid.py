@@ -1,4 +1,4 @@
-"""The points that the light predictor is trained on: `python -m calibration.strategy_grid SERVING.csv`.
+"""The points that the light predictor is trained on: `python -m calibration.strategy_grid [SERVING.csv]`.
 
 Measured points come from a file of serving runs; every measured choice is simulated as well (so that the simulator's
 own regret can be told), and a seeded draw of models, accelerators, sizes and lengths is simulated at every strategy
@@ -7,7 +7,7 @@ that fits and at five numbers of sequences. The draws need no file.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -18,7 +18,7 @@ import numpy as np
 
 from calibration.readers import read_runs
 from calibration.rejection import reason_to_reject
-from calibration.strategy_table import MEASURED, SIMULATED, Choice, Point, Question, write_points
+from calibration.strategy_table import MEASURED, SIMULATED, Choice, Point, Question, read_points, write_points
 from moesim.errors import InputError
 from moesim.placement.strategies import enumerate_strategies
 from moesim.scenarios import Request, make_scenario
@@ -130,14 +130,18 @@ def simulated_points(measured: Sequence[Point], count: int, seed: int) -> Iterat
             yield point
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Write both tables; with no file the measured table stays and only the simulated one is made anew."""
-    from calibration.strategy_table import read_points
-
-    measured = measured_points(Path(words[0])) if words else read_points(MEASURED)
+    parser = argparse.ArgumentParser(description="Make the tables that the light predictor is trained on.")
+    parser.add_argument("file", nargs="?", type=Path, help="serving runs (the measured table as it is)")
+    given = parser.parse_args(words)
+    try:
+        measured = measured_points(given.file) if given.file else read_points(MEASURED)
+    except InputError as error:
+        parser.error(str(error))
     write_points(MEASURED, measured)
     write_points(SIMULATED, simulated_points(measured, count=150, seed=0))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
