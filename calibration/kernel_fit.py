@@ -126,9 +126,9 @@ def _in_engine(base: ParameterSet, family: str) -> dict[str, float]:
     """What runs moved in a family of the base: estimate over the value of its table, by constant."""
     if family not in base.kernels:
         return {}
-    table, fitted = base.kernels[family].constants, {"fitted", "at_bound"}
-    moved = {name: base.parameters[name] for name in table if name in base.parameters}
-    return {name: item.value / table[name] for name, item in moved.items() if item.status in fitted and table[name] > 0}
+    table = base.kernels[family].constants
+    known = {name: base.parameters[name] for name in table if name in base.parameters}
+    return {name: item.value / table[name] for name, item in known.items() if item.moved and table[name] > 0}
 
 
 def _update(constants: dict[str, Parameter], found: FamilyFit, taken: set[str], in_engine: Mapping[str, float]) -> None:

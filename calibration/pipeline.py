@@ -171,11 +171,11 @@ def output_set(done: Calibration, joint: ParameterSet, name: str, run_fit: RunFi
 
 def _measured(constants: Mapping[str, Parameter]) -> bool:
     """Whether data told of a machine; one that no run was on is taken for an unknown one."""
-    return any(item.status in {"fitted", "at_bound"} for item in constants.values())
+    return any(item.moved for item in constants.values())
 
 
 def _sourced(value: Parameter, recipe: Recipe) -> Parameter:
-    if value.status not in {"fitted", "at_bound"}:
+    if not value.moved:
         return value
     source = f"fitted: {', '.join((*recipe.kernels, *recipe.runs))}"
     return msgspec.structs.replace(value, source=source if len(source) < 300 else f"fitted: recipe {recipe.name}")
@@ -187,7 +187,7 @@ def _machine_constants(joint: ParameterSet, output: Output) -> Mapping[str, Para
     sites = [joint.sites[site] for site in chosen if site in joint.sites and site not in output.strange_hosts]
     found: dict[str, Parameter] = {}
     for name in MACHINE_CONSTANTS:
-        known = [item[name] for item in sites if name in item and item[name].status in {"fitted", "at_bound"}]
+        known = [item[name] for item in sites if name in item and item[name].moved]
         if not known:
             continue
         logs = np.log([item.value for item in known])

@@ -96,13 +96,14 @@ def step_values(operators: StepOperators, table: StepTable) -> dict[str, FloatAr
     met an idle engine, which prepares before it launches.
     """
     serial_s, launch_s = host_seconds_of(operators, table)
-    gpu_s = replay_seconds(operators, table, host=False)
+    attention_s = attention_seconds(operators, table)
+    gpu_s = replay_seconds(operators, table, attention_s, host=False)
     alone = table.decodes == 0
     return {
         "step": np.where(alone, serial_s + np.maximum(gpu_s, launch_s), np.maximum(gpu_s, launch_s + serial_s)),
         "forward": gpu_s - sampled_seconds(operators, table),
         "experts": np.interp(table.group_tokens, operators.group_grid, operators.routed["routed experts"].seconds),
-        "attention": attention_seconds(operators, table),
+        "attention": attention_s,
         "launch": launch_s,
     }
 

@@ -19,7 +19,10 @@ from moesim.specs.model import kv_bytes_per_token
 KINDS = frozenset({"decode_step", "prefill_step", "mixed_step", "counters", "kernels"})
 _COUNTED = ("dram_read_bytes", "dram_written_bytes")
 _HOST_NOISE, _ROUTED_NOISE, _SCRAMBLED_NOISE, _BOUND_SHARE = 6.0, 4.0, 24.0, 0.95
-_PADDED, _FEW_SEQUENCES = 16, 16
+_PADDED = 16
+"""The compiler pads rows to a multiple of as many numbers."""
+_FEW_SEQUENCES = 16
+"""So few do not keep the host from replaying a graph."""
 _PROFILED_AFTER = 5
 """Tokens that sequences had decoded when their steps were profiled, about."""
 _EXPERTS = re.compile(r"fused_moe_kernel|moe_align|count_and_sort|moe_sum|act_and_mul")
@@ -90,15 +93,16 @@ def step_run(item: Measurement) -> MeasuredRun | str:
     """The record as a run of one step, or the reason why it is none."""
     if reason := _no_time(item):
         return reason
-    measured = {name: value for name, value in _times(item).items() if value > 0}
     if item.kind == "counters":
         if not all(name in item.values for name in _COUNTED) or "batch_size" not in item.point:
             return "is a record of kind counters without the DRAM bytes of a step"
         measured = {"dram_bytes": sum(item.values[name] for name in _COUNTED)}
-    if item.kind == "kernels":
+    elif item.kind == "kernels":
         if item.point.get("prefill_tokens") or not item.tables.get("kernels"):
             return "is a profile of a prompt or holds no kernels: moesim compares the kernels of decode steps"
         measured = _kernel_times(item.tables["kernels"])
+    else:
+        measured = {name: value for name, value in _times(item).items() if value > 0}
     if not measured:
         return "holds no step time"
     try:

@@ -116,8 +116,6 @@ def router(layout: Layout, tokens: FloatArray) -> OperatorCost:
 
 def tensor_parallel_reduce(layout: Layout, tokens: FloatArray) -> OperatorCost:
     """One all-reduce of the hidden states over the tensor-parallel group."""
-    if layout.tp == 1:
-        return nothing(tokens)
     message = tokens * layout.model.hidden_size * _ACTIVATION_BYTES
     return transfer(engine_all_reduce_s(layout.tp_group, layout.parameters, message))
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.attention import AttentionCoefficients, attention_coefficients
-from moesim.costs.denoising import program_of
+from moesim.costs.denoising import Program, program_of
 from moesim.costs.experts import routed_experts
 from moesim.costs.kernels import OperatorCost
 from moesim.costs.layout import Layout
@@ -100,8 +100,8 @@ def forward_times(layout: Layout, run: DiffusionRun, shapes: list[ForwardShape],
     )
     operators["attention"] = _attention(layout, computed, visible, copies)
     gpu = np.sum([cost.seconds for cost in operators.values()], axis=0)
-    exchanges = layout.deployment.expert_parallel_size > 1 and program.exchange.waits > 0
-    return ForwardTimes(gpu, np.full_like(gpu, host_seconds(layout, run)), operators, in_turn=exchanges)
+    in_turn = _waits_for_sizes(layout, program)
+    return ForwardTimes(gpu, np.full_like(gpu, host_seconds(layout, run)), operators, in_turn)
 
 
 def _experts(
@@ -160,6 +160,11 @@ def _pick(cost: OperatorCost, index: NDArray[np.int64]) -> OperatorCost:
     return OperatorCost(*(array[index] for array in arrays), launches=cost.launches)
 
 
+def _waits_for_sizes(layout: Layout, program: Program) -> bool:
+    """Whether the host asks in every layer how many rows travel between the ranks that hold experts."""
+    return layout.deployment.expert_parallel_size > 1 and program.exchange.waits > 0
+
+
 def host_seconds(layout: Layout, run: DiffusionRun) -> float:
     """Host time of one forward: its calls from Python, where it is a graph those beside its replay.
 
@@ -168,9 +173,9 @@ def host_seconds(layout: Layout, run: DiffusionRun) -> float:
     """
     model, parameters, program = layout.model, layout.parameters, program_of(run)
     looped = run.expert_execution == "loop" and model.moe is not None
-    exchanges = layout.deployment.expert_parallel_size > 1
+    exchanges = _waits_for_sizes(layout, program)
     calls = program.step.weight
-    if not layout.deployment.enforce_eager and not looped and not (exchanges and program.exchange.waits):
+    if not layout.deployment.enforce_eager and not looped and not exchanges:
         return parameters["graph_replay_s"] + calls * parameters["host_eager_op_s"]
     calls += program.dense.weight * model.num_dense_layers
     if model.moe is not None:

@@ -274,15 +274,16 @@ def _tiles_s(
     constants: Constants,
     kernel: FusedKernel,
 ) -> FloatArray:
-    """Seconds of all tiles with the best allowed column tile."""
+    """Seconds of all tiles with the best allowed column tile (a single one where the library's rule names it)."""
     prefix, units = f"moe_{kernel.name}_", accelerator.num_compute_units
     compute = constants[prefix + "compute_efficiency"] * peak_rate(accelerator, _compute_format(kernel, dtype)) / units
     load_rate = constants[prefix + "unit_load_bytes_per_s"]
     depth = np.ceil(inner / _STEP) * _STEP
     stored = constants[prefix + "store_factor"] * ACTIVATION_BYTES * units / accelerator.hbm_bandwidth_bytes_per_s
+    named = load.tiling.columns > 0
     candidates: list[FloatArray] = []
-    for free in _COLUMN_TILES:
-        tile = np.where(load.tiling.columns > 0, load.tiling.columns, free)
+    for free in _COLUMN_TILES[:1] if np.all(named) else _COLUMN_TILES:
+        tile = np.where(named, load.tiling.columns, free)
         waves = load.tiles * np.ceil(outer / tile) / units
         waves = np.maximum(0.5 * (waves + np.ceil(waves)), 1.0)
         area = load.tiling.rows * tile

@@ -238,6 +238,11 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: str
     status: Literal["prior", "fitted", "prior_only", "at_bound"] = "prior"
 
+    @property
+    def moved(self) -> bool:
+        """Whether data moved the estimate."""
+        return self.status in ("fitted", "at_bound")
+
 
 class Correlation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Correlations of the logarithms of `names` [n, n]; names that are not here are independent."""
